@@ -1,0 +1,43 @@
+"""structlog, set up once per process: JSON lines on stdout for machines, coloured ones in a terminal.
+
+An event is a fact in the past, its values are fields and never in the text; secrets are no fields.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def configure(*, level: str = "INFO", as_json: bool = True) -> None:
+    """Set up structlog and route the standard library's logging through it."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    end: list[Any] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *end],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *end]
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def get(name: str) -> Any:
+    """A logger whose lines carry the name of the module that they come from."""
+    return structlog.get_logger().bind(logger=name)

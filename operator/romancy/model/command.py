@@ -1,0 +1,84 @@
+"""What the code of a workflow asks for. Commands are numbered per kind, in the order in which they were asked."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class RunActivity:
+    """Run an activity, when the flush of the entry that led to it is durable.
+
+    `arguments` is the exact JSON text of its arguments by name; `digest` a digest of it. `is_shielded`: it has a
+    compensation, so it is never abandoned. `is_compensation`: nothing interrupts it.
+    """
+
+    number: int
+    name: str
+    arguments: str
+    digest: str
+    is_shielded: bool = False
+    is_compensation: bool = False
+    is_cancel_asked: bool = False
+
+    def __str__(self) -> str:
+        return f"activity {self.name}#{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Fire at `due_at`. Costs no row until it fires."""
+
+    number: int
+    due_at: datetime
+    digest: str
+    name: str = "timer"
+
+    def __str__(self) -> str:
+        return f"timer #{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelActivity:
+    """Stop an activity. One that is shielded ends with an entry that says how; any other is abandoned at no row."""
+
+    number: int
+    is_shielded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget a timer: it leaves no entry."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLog:
+    """A line of `ctx.logger`: written when the flush is durable, never while replaying."""
+
+    level: str
+    event: str
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+Command = RunActivity | StartTimer | CancelActivity | CancelTimer | WriteLog
+
+
+class End(StrEnum):
+    """How a workflow function ended."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a run: its output, or why there is none. `payload` is the exact JSON text of the output."""
+
+    end: End
+    payload: str | None = None
+    failure: str | None = None
+    reason: str = ""
+    message: str = ""

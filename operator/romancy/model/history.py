@@ -1,0 +1,84 @@
+"""A history: the entries of a run in the order in which they were delivered to its code. An entry never changes (I3)."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+
+class Kind(StrEnum):
+    """What happened."""
+
+    STARTED = "Started"  # written only if the first leg has rows to write
+    ACTIVITY_COMPLETED = "ActivityCompleted"
+    ACTIVITY_FAILED = "ActivityFailed"  # its last attempt
+    ACTIVITY_CANCELLED = "ActivityCancelled"  # only of activities with a compensation: others are abandoned at no row
+    TIMER_FIRED = "TimerFired"
+    CANCEL_REQUESTED = "CancelRequested"
+
+
+ACTIVITY_ENDS: Final = frozenset({Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened to a run.
+
+    `at` is when it was delivered, by the database's clock, never before the entry before: it is the run's clock.
+    `number`, `name` and `digest` are those of the command that it answers; `inbox` the number of the inbox row that
+    it came from. `payload` is the exact JSON text of a result, a failure or a cancel.
+    """
+
+    position: int
+    kind: Kind
+    at: datetime
+    number: int = 0
+    name: str = ""
+    digest: str = ""
+    payload: str = ""
+    inbox: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}#{self.number}" if self.number else str(self.kind)
+
+
+class MessageKind(StrEnum):
+    """What the outside sends to a run: the inbox is the only way in."""
+
+    CANCEL = "Cancel"
+    SUSPEND = "Suspend"
+    RESUME = "Resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to one run, not yet stored. The same `source` twice is one message."""
+
+    run_id: UUID
+    kind: MessageKind
+    source: str
+    payload: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRow:
+    """A stored message: `number` is the run's inbox version with it, `at` its insertion by the database's clock."""
+
+    number: int
+    kind: MessageKind
+    source: str
+    payload: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A failed attempt of an activity: so that attempts and backoff survive a crash."""
+
+    number: int  # of the activity's command
+    attempt: int  # from 1
+    failure: str  # model.failure as JSON text
+    failed_at: datetime
+    next_at: datetime
+

@@ -1,0 +1,173 @@
+"""A run: one execution of a workflow, its identity, its phase, and what may follow which phase."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+from uuid import UUID, uuid5
+
+# The namespace of uuid5 for runs that are started by name: stable for ever, since a run's id is its identity.
+_NAMES: Final = UUID("6f1d3c9e-51a5-5a53-9c1c-8a2b51b7a0f4")
+
+PRIORITY_MIN: Final = -1000
+PRIORITY_MAX: Final = 1000
+NAME_MAX: Final = 253
+
+
+class Phase(StrEnum):
+    """Where a run is. The same words in the model, SQL, the CRD and the docs."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    WAITING = "Waiting"
+    SUSPENDED = "Suspended"
+    COMPENSATING = "Compensating"
+    BLOCKED = "Blocked"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+    @property
+    def is_done(self) -> bool:
+        """True at any end."""
+        return not TRANSITIONS[self]
+
+
+_ENDS: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+_MOVING: Final = frozenset({Phase.RUNNING, Phase.WAITING, Phase.SUSPENDED, Phase.COMPENSATING, Phase.BLOCKED})
+
+TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.PENDING: frozenset({Phase.RUNNING, Phase.SUSPENDED, Phase.BLOCKED}) | _ENDS,
+    Phase.RUNNING: (_MOVING - {Phase.RUNNING}) | _ENDS,
+    Phase.WAITING: (_MOVING - {Phase.WAITING}) | _ENDS,
+    Phase.SUSPENDED: (_MOVING - {Phase.SUSPENDED}) | _ENDS,
+    Phase.COMPENSATING: frozenset({Phase.BLOCKED, Phase.RUNNING, Phase.WAITING, Phase.SUSPENDED}) | _ENDS,
+    Phase.BLOCKED: (_MOVING - {Phase.BLOCKED}) | _ENDS,
+    Phase.SUCCEEDED: frozenset(),
+    Phase.FAILED: frozenset(),
+    Phase.CANCELLED: frozenset(),
+}
+
+
+class Reason(StrEnum):
+    """Why a run is in its phase, where the phase alone does not say it. Each has a page in docs/errors."""
+
+    NONE = ""
+    WORKFLOW_NOT_REGISTERED = "WorkflowNotRegistered"
+    WORKER_LOST = "WorkerLost"
+    NON_DETERMINISM = "NonDeterminism"
+    STEP_TOO_LONG = "StepTooLong"
+    HISTORY_TOO_LONG = "HistoryTooLong"
+    STORE_UNAVAILABLE = "StoreUnavailable"
+    RETRYING = "Retrying"
+    TIMER = "WaitingForTimer"
+    SUSPENDED = "Suspended"
+    COMPENSATING = "Compensating"
+    SUCCEEDED = "Succeeded"
+    WORKFLOW_FAILED = "WorkflowFailed"
+    INPUT_INVALID = "InputInvalid"
+    PAYLOAD_REFUSED = "PayloadRefused"
+    TIMED_OUT = "TimedOut"
+    CANCELLED = "Cancelled"
+    DELETED = "Deleted"
+    COMPENSATION_FAILED = "CompensationFailed"
+
+
+class DeletionPolicy(StrEnum):
+    """What the deletion of a run's resource does to the run."""
+
+    CANCEL = "Cancel"
+    ORPHAN = "Orphan"
+
+
+class Form(StrEnum):
+    """How a stored input maps to the parameters of a workflow; kept with the run from its first claim."""
+
+    WHOLE = "Whole"  # the one parameter, of an object type, takes the whole input
+    BY_NAME = "ByName"  # each parameter takes the value of its name
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the owner of a run's resource asked for last; mutable parts of its spec."""
+
+    suspend: bool = False
+    cancel: bool = False
+    deletion_policy: DeletionPolicy = DeletionPolicy.CANCEL
+    ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """What is needed to start a run.
+
+    `input` is the exact JSON text of an object; `form` is None where the starter has no user code (a resource): the
+    first worker that claims the run decides it. `start_at` None means now.
+    """
+
+    id: UUID
+    namespace: str
+    name: str
+    workflow: str
+    input: str
+    form: Form | None = None
+    priority: int = 0
+    timeout_seconds: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    start_at: datetime | None = None
+    is_resource: bool = False
+    wishes: Wishes = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as lists and status show it: the row `run`, with what the row `due` adds while the run is open."""
+
+    id: UUID
+    namespace: str
+    name: str
+    workflow: str
+    input: str
+    form: Form | None
+    priority: int
+    phase: Phase
+    reason: str
+    message: str
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    wake_at: datetime | None
+    worker: str | None  # name of the worker that holds it
+    python: str | None  # minor version that it began on, "3.12"
+    timeout_seconds: float | None
+    output: str | None  # exact JSON text
+    failure: str | None  # model.failure as JSON text
+    is_resource: bool
+    wishes: Wishes
+
+    @property
+    def is_done(self) -> bool:
+        """True at any end."""
+        return self.phase.is_done
+
+
+def run_id_of(namespace: str, name: str) -> UUID:
+    """The id of a run started by name: the name itself if it is a UUID, else uuid5 of namespace and name.
+
+    Starting the same name twice is therefore one run (RFC 9562, section 5.5).
+    """
+    try:
+        return UUID(name)
+    except ValueError:
+        return uuid5(_NAMES, f"{namespace}/{name}")
+
+
+def queue_of(workflow: str, python: str | None = None) -> str:
+    """What a worker must offer to claim a run: its workflow and, once the run has begun, the Python minor as well."""
+    return workflow if python is None else f"{workflow}/{python}"
+
+
+def timeout_at(started_at: datetime, timeout_seconds: float | None) -> datetime | None:
+    """When the run's timeout is due."""
+    return None if timeout_seconds is None else started_at + timedelta(seconds=timeout_seconds)

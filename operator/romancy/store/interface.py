@@ -1,0 +1,358 @@
+"""What the other floors may ask of the store. `PostgresStore` is it for real; the numbers (I..) are invariants of docs/architecture.md."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from romancy.model.history import Attempt, Entry, InboxRow, Message
+from romancy.model.run import Form, NewRun, Phase, Run, Wishes
+
+WorkerId = int
+
+
+@dataclass(frozen=True, slots=True)
+class NewWorker:
+    """One life of a process, before it is registered. `workflows` maps each name to the form of its parameters."""
+
+    name: str
+    boot_id: UUID
+    pod_uid: str
+    namespace: str
+    workflows: Mapping[str, Form]
+    build_id: str
+    python: str  # minor, "3.12"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A registered worker. `is_expired` by the database's clock; `runs` is how many it holds."""
+
+    id: WorkerId
+    name: str
+    pod_uid: str
+    namespace: str
+    workflows: tuple[str, ...]
+    build_id: str
+    python: str
+    started_at: datetime
+    expires_at: datetime
+    is_expired: bool
+    is_draining: bool
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's hold on a run. `number` is raised by each claim and named by whoever lets the run go."""
+
+    run_id: UUID
+    number: int
+    workflow: str
+    inbox_version: int
+    phase: Phase  # Running, or Compensating if it was
+    lost_count: int  # workers lost in a row without an entry since
+    lost_noted: int  # of these, how many have been counted as attempts already
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """What a claimed run is replayed from: read by statements of their own, after the claim."""
+
+    run_id: UUID
+    namespace: str
+    name: str
+    workflow: str
+    input: str
+    form: Form
+    labels: dict[str, str]
+    started_at: datetime
+    timeout_seconds: float | None
+    history: tuple[Entry, ...]
+    inbox: tuple[InboxRow, ...]
+    attempts: tuple[Attempt, ...]
+
+
+# --- what a worker writes: at most one RunWrite a run is on its way at a time -----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Insert this run as our own (claim 1). Refused without a trace if the id exists."""
+
+    run: NewRun
+    started_at: datetime
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Hold on to the run, and change what is shown of it."""
+
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    losses_noted: bool = False  # the attempts of lost workers are in this write
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Put the waiting run away, unless its inbox version is not `seen` any more: then it stays with this worker."""
+
+    seen: int
+    wake_at: datetime | None
+    phase: Phase = Phase.WAITING  # or Suspended, Compensating
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the run back as it is, due at once (a drain)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The run can't go on with this build: nobody with it claims the run again."""
+
+    reason: str
+    message: str
+    build_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end: the row `due` is deleted."""
+
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    output: str | None = None
+    failure: str | None = None
+
+
+LetGo = Park | Release | Block | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class RunWrite:
+    """Everything that one run has to write, in one transaction, in the order: begin, entries, attempts, then keep or let go.
+
+    Writes of one run that wait for the same flush are merged by the journal. After a `LetGo` nothing more may be
+    submitted for this claim until the answer says that the run stays.
+    """
+
+    run_id: UUID
+    claim: int
+    begin: Begin | None = None
+    entries: tuple[Entry, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    then: Keep | LetGo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """The answer to a write, when it is durable."""
+
+    began: bool = True  # False: the id exists; nothing of this write was written
+    stays: bool = False  # the run was not parked: there is new mail
+
+
+class Journal(Protocol):
+    """Group commit: what gathered while the last flush was on its way goes out as one statement in one transaction.
+
+    It is a task of its own: who waits for it may be cancelled, the flush may not. After a lost connection the same
+    flush is sent again, and means the same; it gives up after `give_up_seconds`, and then answers
+    StoreUnavailableError: the caller must let its worker be buried, for what was asked may have been done.
+    """
+
+    flushes: int  # committed, since it was opened: a count for tests and metrics
+
+    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
+        """Queue a write. The future is done when the write is durable, or can't be:
+
+        WorkerFencedError (of all that is queued), PayloadRefusedError (of this run alone),
+        HistoryConflictError (I3, of this run alone), StoreUnavailableError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Flush what is queued, and end."""
+        ...
+
+
+# --- what the outside asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The answer to a start, in order. `existing` is the run that had the id before, if any."""
+
+    run_id: UUID
+    existing: Run | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """What a list shows; all that is given must hold. `after` is the keyset of the last run of the page before."""
+
+    namespace: str | None = None
+    workflow: str | None = None
+    phases: frozenset[Phase] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[datetime, UUID] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unmirrored:
+    """A run of a resource whose status has not been written since `version`."""
+
+    run: Run
+    version: int
+    attempts: int  # failed ones of open activities
+    is_gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRow:
+    """What control compares with the objects that it lists."""
+
+    run_id: UUID
+    namespace: str
+    name: str
+    phase: Phase
+    wishes: Wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The counts of the health view. `oldest_due_seconds` is 0 if nothing is due."""
+
+    due: int
+    held: int
+    open: int
+    blocked: int
+    oldest_due_seconds: float
+
+
+class Store(Protocol):
+    """The only truth. Every method may raise StoreUnavailableError: no answer came, and it may have been done."""
+
+    # runs
+    async def start_runs(self, runs: Sequence[NewRun]) -> list[Started]:
+        """Insert runs that nobody holds yet, and wake workers that have their workflows. Twice is once (I6)."""
+        ...
+
+    async def read_run(self, run_id: UUID) -> Run | None: ...
+    async def find_run(self, namespace: str, name: str) -> Run | None:
+        """The newest run of that name."""
+        ...
+
+    async def list_runs(self, where: RunFilter, *, limit: int) -> list[Run]:
+        """Newest first (created_at, id)."""
+        ...
+
+    async def read_history(self, run_id: UUID) -> list[Entry]: ...
+
+    # inbox
+    async def send(self, messages: Sequence[Message]) -> int:
+        """Store messages and wake their runs in one transaction (I7); how many were new. Runs that are done get none.
+
+        A waiting run becomes due; a delayed or suspended one keeps its time, but a cancel or a resume wakes it too.
+        """
+        ...
+
+    async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]: ...
+
+    # workers
+    async def register_worker(self, worker: NewWorker, *, ttl_seconds: float) -> WorkerId: ...
+    async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> bool:
+        """False: this worker has been buried."""
+        ...
+
+    async def drain_worker(self, worker_id: WorkerId) -> None: ...
+    async def expired_workers(self) -> list[WorkerId]: ...
+    async def workers_of_pod(self, pod_uid: str) -> list[WorkerId]: ...
+    async def bury_worker(self, worker_id: WorkerId, *, even_if_alive: bool = False) -> list[UUID]:
+        """End its backends, delete its rows, and free its runs (I2). Empty also if its lease was renewed meanwhile.
+
+        Each freed run counts one more loss; from `losses_max` on it is Blocked, reason WorkerLost.
+        """
+        ...
+
+    async def list_workers(self) -> list[WorkerRow]: ...
+    async def seconds_since_burial_check(self) -> float:
+        """How long ago `expired_workers` was last asked by anybody: if long, the leader is away."""
+        ...
+
+    # claims
+    async def claim_runs(self, worker_id: WorkerId, *, limit: int) -> list[Claim]:
+        """Make this worker the one owner of up to `limit` due runs, best priority first, of the workflows it registered."""
+        ...
+
+    async def claim_blocked(self, worker_id: WorkerId, *, limit: int) -> list[Claim]:
+        """The same for Blocked runs that this worker's build has not been tried on."""
+        ...
+
+    async def read_claimed(self, claims: Sequence[Claim]) -> list[ClaimedRun]: ...
+    async def unseen_claims(self, worker_id: WorkerId, in_hand: Mapping[UUID, int]) -> list[Claim]:
+        """Runs that are this worker's by the row, but not in its hands: the answer of their claim was lost."""
+        ...
+
+    async def next_due_at(self, worker_id: WorkerId) -> datetime | None:
+        """The earliest time at which a run that this worker could claim is due."""
+        ...
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        ...
+
+    # resources
+    async def set_wishes(self, wishes: Mapping[UUID, Wishes]) -> None:
+        """Store what their owners want. Messages that follow from it are sent apart."""
+        ...
+
+    async def resources(self, namespaces: Sequence[str] | None) -> list[ResourceRow]:
+        """Runs of resources that are open, or whose status or deletion is still owed."""
+        ...
+
+    async def read_resources(self, run_ids: Sequence[UUID]) -> dict[UUID, ResourceRow]: ...
+    async def resources_gone(self, run_ids: Sequence[UUID]) -> None:
+        """Their objects are deleted: nothing is mirrored to them any more."""
+        ...
+
+    async def take_unmirrored(self, *, hold_seconds: float, limit: int) -> list[Unmirrored]:
+        """Runs whose status is owed, final ones first. A run's first write waits `hold_seconds` after its start, unless it has ended."""
+        ...
+
+    async def mark_mirrored(self, versions: Mapping[UUID, int]) -> None:
+        """Only where the version is still that one."""
+        ...
+
+    async def expired_resources(self, *, limit: int) -> list[ResourceRow]:
+        """Finished runs whose ttl_seconds is over and whose object is not gone."""
+        ...
+
+    async def mark_stranded(self) -> int:
+        """Set, and take back, the reason WorkflowNotRegistered of pending runs, by what live workers offer. How many changed."""
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+
+class Wakeups(Protocol):
+    """LISTEN: what somebody else's process did that this one wants to know. The slow poll finds what it misses."""
+
+    def on_due(self, callback: Callable[[Sequence[str]], None]) -> None:
+        """Runs of these queues are due now."""
+        ...
+
+    def on_inbox(self, callback: Callable[[Sequence[UUID]], None]) -> None:
+        """These runs of this worker have new mail."""
+        ...
+
+    def on_mirror(self, callback: Callable[[], None]) -> None:
+        """A status is owed."""
+        ...
