@@ -59,8 +59,10 @@ class RetryPolicy:
         if self.max_attempts and failed_attempts >= self.max_attempts:
             return None
         longest = self.max_interval.total_seconds()
-        # The exponent is bounded, so that a policy without limit never overflows a float.
-        grown = self.initial_interval.total_seconds() * self.backoff_coefficient ** min(failed_attempts - 1, 64)
+        try:
+            grown = self.initial_interval.total_seconds() * self.backoff_coefficient ** (failed_attempts - 1)
+        except OverflowError:  # a policy without limit may be asked for its thousandth delay
+            grown = longest
         return min(min(grown, longest) * (1 + self.jitter * (2 * random() - 1)), longest)
 
 

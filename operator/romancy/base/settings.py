@@ -1,0 +1,206 @@
+"""Every option, by part. Environment: `ROMANCY_<PART>__<OPTION>`, as in `ROMANCY_WORKER__SLOTS=100`; chart values have the same names."""
+
+import difflib
+import os
+import platform
+import re
+import socket
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from romancy.errors import SettingsError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DatabaseSettings(_Part):
+    """PostgreSQL 14 or newer. The engine's connections are direct: no pooler in transaction mode between."""
+
+    url: SecretStr = SecretStr("")
+    """`postgresql://user:password@host:5432/name?sslmode=verify-full`. Also read from DATABASE_URL."""
+    schema_name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "romancy"
+    """The one schema that holds everything."""
+    journal_connections: Annotated[int, Field(ge=1, le=8)] = 1
+    """Connections that flush side by side; one is fastest below some thousand flushes a second."""
+    pool_max: Annotated[int, Field(ge=2, le=100)] = 4
+    """Connections for everything that is not the journal, claims, LISTEN or the lease."""
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = 5
+    statement_timeout_seconds: Annotated[float, Field(gt=0)] = 10
+    """Above lock_timeout, so that a lock that is not given is told apart."""
+    lock_timeout_seconds: Annotated[float, Field(gt=0)] = 5
+    flush_rows_max: Annotated[int, Field(ge=1)] = 1000
+    """Runs in one flush: bounds the transaction."""
+    flush_bytes_max: Annotated[int, Field(ge=1)] = 8 * 1024 * 1024
+    give_up_seconds: Annotated[float, Field(gt=0)] = 60
+    """A flush is repeated for so long while PostgreSQL does not answer; then the worker lets itself be buried."""
+    losses_max: Annotated[int, Field(ge=1)] = 5
+    """Workers lost in a row without an entry, until a run is Blocked with reason WorkerLost."""
+
+
+class WorkerSettings(_Part):
+    """What a worker takes on."""
+
+    name: str = ""
+    """Shown in status and logs; empty: the pod's or host's name with the process id."""
+    namespace: str = "default"
+    """Kubernetes namespace of this process, and of runs that it starts by `start`."""
+    pod_uid: str = ""
+    """uid of the pod (downward API): its deletion then buries this worker at once."""
+    build_id: str = ""
+    """Names this build of the workflows; empty: a digest of their source files."""
+    slots: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Runs in memory at once."""
+    activities_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Asynchronous activities at once."""
+    threads_max: Annotated[int, Field(ge=1, le=1000)] = 16
+    """Plain-function activities at once, each in a thread."""
+    lease_seconds: Annotated[float, Field(ge=0.2)] = 6
+    """How long a worker is believed to live without a sign. Renewed at a third of it."""
+    poll_seconds: Annotated[float, Field(ge=0.05)] = 5
+    """The slow poll: the safety net behind NOTIFY and the own next due time."""
+    park_after_seconds: Annotated[float, Field(ge=0)] = 1
+    """A run whose next timer or retry is nearer than this stays in memory."""
+    parked_max: Annotated[int, Field(ge=0)] = 200
+    """Recently parked runs that are kept in memory to save their replay."""
+    payload_bytes_max: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    """The largest input, result or argument."""
+    history_entries_max: Annotated[int, Field(ge=10)] = 50_000
+    drain_seconds: Annotated[float, Field(ge=0)] = 30
+    """How long activities may take to end after SIGTERM; everything else is handed over at once."""
+    loop_stuck_seconds: Annotated[float, Field(gt=0)] = 30
+    """An event loop that has not turned for so long ends the process, with the stack that blocks it."""
+    step_seconds_max: Annotated[float, Field(gt=0)] = 10
+    """The longest step of a workflow's code."""
+
+
+class ControlSettings(_Part):
+    """The part that talks to Kubernetes, in the pod that holds the Lease."""
+
+    enabled: bool = True
+    kubeconfig: str = ""
+    """Path; empty: the service account in a cluster, else $KUBECONFIG or ~/.kube/config."""
+    namespace: str = "default"
+    """The engine's own namespace: its Lease, its WorkflowEngine and its pods."""
+    watch_namespaces: Annotated[tuple[str, ...], NoDecode] = ()
+    """Namespaces whose WorkflowRuns are executed, separated by commas; empty: the whole cluster."""
+    engine: str = "romancy"
+    """Name of this engine: objects whose status names another are left alone."""
+    lease_seconds: Annotated[float, Field(ge=1)] = 6
+    renew_deadline_seconds: Annotated[float, Field(gt=0)] = 4
+    retry_seconds: Annotated[float, Field(gt=0)] = 1
+    bury_seconds: Annotated[float, Field(gt=0)] = 2
+    """Interval of the kopf timer that looks for dead workers."""
+    relist_seconds: Annotated[float, Field(gt=0)] = 600
+    """Interval at which the objects are compared with the store."""
+    intake_max: Annotated[int, Field(ge=100)] = 20_000
+    """Objects that wait to be filed; above it the next comparison finds the rest."""
+    status_writes_at_once: Annotated[int, Field(ge=1, le=100)] = 10
+    status_writes_per_second: Annotated[float, Field(gt=0)] = 50
+    status_hold_seconds: Annotated[float, Field(ge=0)] = 0.5
+    """The first write of a run's status waits so long: a short run costs one."""
+    output_inline_bytes_max: Annotated[int, Field(ge=0)] = 16 * 1024
+    ttl_seconds: Annotated[int, Field(ge=0)] = 86_400
+    """ttlSecondsAfterFinished of runs that do not give it."""
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class GatewaySettings(_Part):
+    """HTTP."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a pod serves its kubelet and its Service
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0: any free port, logged at start."""
+
+
+class LogSettings(_Part):
+    level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    json_lines: bool = True
+
+
+class Settings(BaseSettings):
+    """All options of a process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROMANCY_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+    workflows: Annotated[tuple[str, ...], NoDecode] = ()
+    """Modules with workflows, separated by commas: `my.module,other.module`."""
+    database: DatabaseSettings = DatabaseSettings()
+    worker: WorkerSettings = WorkerSettings()
+    control: ControlSettings = ControlSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    log: LogSettings = LogSettings()
+
+    @field_validator("workflows", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def load(**changes: Any) -> Settings:
+    """Read the environment; `changes` (parts by name) win over it.
+
+    Raises:
+        SettingsError: an option is unknown, missing or out of range, with the name to correct.
+    """
+    _refuse_unknown()
+    try:
+        settings = Settings(**changes)
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()),
+            hint="see docs/reference/settings.md",
+        ) from error
+    if not settings.database.url.get_secret_value() and (url := os.environ.get("DATABASE_URL")):
+        database = settings.database.model_copy(update={"url": SecretStr(url)})
+        settings = settings.model_copy(update={"database": database})
+    return settings
+
+
+def worker_name(settings: WorkerSettings) -> str:
+    """The configured name, or host and process."""
+    return settings.name or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def python_minor() -> str:
+    """The minor version of this Python, "3.12": a run keeps the one that it began on."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def variables() -> dict[str, str]:
+    """Every environment variable with the text that explains it."""
+    found = {"ROMANCY_WORKFLOWS": Settings.model_fields["workflows"].description or ""}
+    for part, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Part):
+            for name, option in field.annotation.model_fields.items():
+                found[_variable((part, name))] = option.description or ""
+    return found
+
+
+# Variables of ours that are no options: they are set for a process by its parent.
+_OTHERS = frozenset({"ROMANCY_HASHSEED_SET"})
+# Kubernetes sets such variables in every pod beside a Service named romancy or romancy-something.
+_SERVICE_LINK = re.compile(r"ROMANCY(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9A-Z_]+)?)")
+
+
+def _refuse_unknown() -> None:
+    known = {*variables(), *_OTHERS}
+    for name in os.environ:
+        if name.startswith("ROMANCY_") and name not in known and not _SERVICE_LINK.fullmatch(name):
+            near = difflib.get_close_matches(name, known, n=2)
+            raise SettingsError(
+                f"there is no option {name}", hint=f"did you mean {' or '.join(near)}?" if near else "take it away"
+            )
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    return "ROMANCY_" + "__".join(str(part) for part in location).upper()
