@@ -1,6 +1,6 @@
 """What the code of a workflow asks for. Commands are numbered per kind, in the order in which they were asked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -19,7 +19,7 @@ class RunActivity:
     digest: str
     is_shielded: bool = False
     is_compensation: bool = False
-    is_cancel_asked: bool = False
+    definition: object = field(default=None, compare=False, repr=False)  # what the code called; never stored
 
     def __str__(self) -> str:
         return f"activity {self.name}#{self.number}"

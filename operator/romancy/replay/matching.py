@@ -1,0 +1,57 @@
+"""Code against history: does this entry answer what the code asked for? Pure."""
+
+from collections.abc import Iterable
+
+from romancy.errors import NonDeterminismError
+from romancy.model.command import RunActivity, StartTimer
+from romancy.model.history import ACTIVITY_ENDS, Entry, Kind
+
+Numbered = RunActivity | StartTimer
+Key = tuple[str, int]
+
+ACTIVITY = "activity"
+TIMER = "timer"
+
+
+def key_of(entry: Entry) -> Key:
+    """Which command an entry answers: commands are numbered per kind."""
+    return (ACTIVITY if entry.kind in ACTIVITY_ENDS else TIMER, entry.number)
+
+
+def check(entry: Entry, command: Numbered | None, open_commands: Iterable[Numbered]) -> str | None:
+    """Compare an entry with the command of its kind and number.
+
+    Args:
+        entry: an end of an activity, or a timer that fired.
+        command: what the code asked for under that kind and number; None if it has not asked.
+        open_commands: all that is asked for and not answered, to tell swapped calls.
+
+    Returns:
+        A warning where the arguments differ and it can't be told that this matters; else None.
+
+    Raises:
+        NonDeterminismError: the code asked for something else.
+    """
+    if command is None:
+        raise NonDeterminismError(position=entry.position, history=str(entry), code=_asked(open_commands))
+    if command.name != entry.name or (entry.kind is Kind.TIMER_FIRED) != isinstance(command, StartTimer):
+        raise NonDeterminismError(position=entry.position, history=str(entry), code=str(command))
+    if command.digest == entry.digest:
+        return None
+    swapped = [
+        other
+        for other in open_commands
+        if other is not command and other.name == entry.name and other.digest == entry.digest
+    ]
+    if swapped:
+        raise NonDeterminismError(
+            position=entry.position,
+            history=f"{entry} with the arguments of {swapped[0]}",
+            code=f"{command} with other arguments",
+        )
+    return f"{command} is asked for with other arguments than those in history at position {entry.position}"
+
+
+def _asked(open_commands: Iterable[Numbered]) -> str:
+    shown = sorted(str(command) for command in open_commands)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "") if shown else "nothing"

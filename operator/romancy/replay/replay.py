@@ -1,0 +1,357 @@
+"""A replay: one run's code driven by its history, one entry at a time, live as after a crash."""
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, assert_never
+
+from romancy.errors import NeverAwaitedError, RunDiscarded
+from romancy.model.command import (
+    CancelActivity,
+    CancelTimer,
+    Command,
+    Outcome,
+    RunActivity,
+    StartTimer,
+    WriteLog,
+)
+from romancy.model.history import Entry, Kind
+from romancy.replay import calls
+from romancy.replay.loop import RunFuture, RunLoop, RunTask
+from romancy.replay.matching import ACTIVITY, TIMER, Key, Numbered, check, key_of
+
+_EPOCH_STEP: Final = timedelta(microseconds=1)
+
+# What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
+_STUBBORN: Final[list[object]] = []
+
+
+class ActivityFuture(RunFuture):
+    """The await of an activity. A shielded one is not cancelled but asks: an entry says how the activity ended first."""
+
+    _replay: "Replay"
+    _command: RunActivity
+    _message: object = None
+    is_cancel_asked = False
+
+    @classmethod
+    def of(cls, replay: "Replay", command: RunActivity) -> "ActivityFuture":
+        future = cls(loop=replay.loop)
+        future._replay, future._command = replay, command
+        return future
+
+    def cancel(self, msg: object = None) -> bool:
+        if self.done():
+            return False
+        if not self._command.is_shielded:
+            if super().cancel(msg):
+                self._replay.abandon(self._command)
+                return True
+            return False
+        if not self.is_cancel_asked:
+            self.is_cancel_asked, self._message = True, msg
+            self._replay.ask_cancel(self._command)
+        return True
+
+    def end(self, entry: Entry, decode: Callable[[Entry], object]) -> None:
+        """Resolve it by the entry that says how the activity ended."""
+        if self.is_cancel_asked or entry.kind is Kind.ACTIVITY_CANCELLED:
+            super().cancel(self._message)
+            return
+        value = decode(entry)
+        if isinstance(value, BaseException) and entry.kind is Kind.ACTIVITY_FAILED:
+            self.set_exception(value)
+        else:
+            self.set_result(value)
+
+
+class _Open:
+    """A command that is asked for and not answered."""
+
+    __slots__ = ("command", "decode", "future", "on_completed")
+
+    def __init__(
+        self,
+        command: Numbered,
+        future: ActivityFuture | None = None,
+        decode: Callable[[Entry], object] | None = None,
+        on_completed: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self.command, self.future, self.decode, self.on_completed = command, future, decode, on_completed
+
+
+class Replay:
+    """One run in memory.
+
+    Args:
+        program: makes the coroutine that runs the workflow to its end and returns the outcome; called once.
+        started_at: the run's clock before its first entry, by the database's clock.
+        monotonic: only to bound the time of a step; it decides nothing else.
+        step_seconds_max: the longest step.
+
+    Attributes:
+        outcome: how the run ended; None while it is open.
+        position: of the last entry delivered.
+        is_replaying: while entries come from storage.
+        cancel_reason: payload of the first cancel that was delivered.
+        failure: what the core itself found wrong with the code; the function was cancelled for it.
+        is_closing: the workflow function has ended, or compensations run: no cancel interrupts any more.
+    """
+
+    def __init__(
+        self,
+        program: Callable[["Replay"], Coroutine[Any, Any, Outcome]],
+        *,
+        started_at: datetime,
+        monotonic: Callable[[], float],
+        step_seconds_max: float = 10.0,
+    ) -> None:
+        self.loop = RunLoop(self, monotonic=monotonic, step_seconds_max=step_seconds_max)
+        self.started_at = started_at
+        self.now = started_at
+        self.position = 0
+        self.outcome: Outcome | None = None
+        self.cancel_reason: str | None = None
+        self.failure: Exception | None = None
+        self.is_closing = False
+        self.is_replaying = False
+        self._program = program
+        self._root: RunTask | None = None
+        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0}
+        self._open: dict[Key, _Open] = {}
+        self._abandoned: dict[Key, Numbered] = {}  # cancelled by the code: late answers are seen by nobody
+        self._issued: list[Command] = []
+        self._calls: calls.Calls = calls.Calls()
+
+    # --- driven by the worker ---------------------------------------------------------------------------------------
+
+    @property
+    def is_discarded(self) -> bool:
+        return self.loop.is_discarded
+
+    @property
+    def root(self) -> RunTask:
+        """The task of the workflow function."""
+        assert self._root is not None
+        return self._root
+
+    def advance(self, entries: Sequence[Entry] = (), *, replaying: bool = False) -> list[Command]:
+        """Deliver entries one by one, each time running the code until it waits again.
+
+        The first call runs the code from its beginning, also with no entries.
+
+        Args:
+            entries: in the order of their positions, directly after those delivered before.
+            replaying: they come from storage: log lines were written before.
+
+        Returns:
+            What the code asked for during this call and still wants, in the order in which it asked.
+
+        Raises:
+            NonDeterminismError: the code does not fit the history.
+            StepTooLongError: a step has no end.
+        """
+        assert not self.is_discarded
+        self.is_replaying = replaying and bool(entries)
+        if self._root is None:
+            self._begin()
+        for index, entry in enumerate(entries):
+            assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
+            self.position = entry.position
+            self.now = max(self.now, entry.at)
+            self.loop.set_time((self.now - self.started_at) / _EPOCH_STEP / 1e6)
+            self._deliver(entry)
+            self._run()
+            # The step that follows the last stored entry is the first whose log lines nobody has written yet, if the
+            # flush that held it came through; so it is silent as well: lines are at most once.
+            self.is_replaying = replaying and index + 1 < len(entries)
+        issued, self._issued = self._issued, []
+        return [command for command in issued if self._is_wanted(command)]
+
+    def open_commands(self) -> list[Numbered]:
+        """All that is asked for and not answered, in the order in which it was asked."""
+        return [each.command for each in self._open.values()]
+
+    def is_cancel_asked(self, number: int) -> bool:
+        """True if the code has cancelled this shielded activity, and waits to hear how it ended."""
+        each = self._open.get((ACTIVITY, number))
+        return each is not None and each.future is not None and each.future.is_cancel_asked
+
+    def discard(self) -> None:
+        """Put the run out of memory: its code is closed here and now, and can do nothing any more."""
+        if not self.is_discarded:
+            _STUBBORN.extend(self.loop.discard())
+            self._calls.close()
+            self._open.clear()
+
+    # --- asked by the code ------------------------------------------------------------------------------------------
+
+    def issue_activity(
+        self,
+        name: str,
+        arguments: str,
+        digest: str,
+        *,
+        definition: object,
+        decode: Callable[[Entry], object],
+        is_shielded: bool = False,
+        is_compensation: bool = False,
+        on_completed: Callable[[Entry], None] | None = None,
+    ) -> ActivityFuture:
+        """Ask for an activity.
+
+        Args:
+            decode: the value of a completed entry, or the exception of a failed one; raises BlockingError if the
+                code's types don't fit it any more.
+            is_shielded: it has a compensation.
+            on_completed: called when its completion is delivered, whatever the code awaits by then.
+        """
+        self.check_open()
+        command = RunActivity(
+            self._next(ACTIVITY), name, arguments, digest, is_shielded, is_compensation, definition=definition
+        )
+        future = ActivityFuture.of(self, command)
+        self._open[ACTIVITY, command.number] = _Open(command, future, decode, on_completed)
+        self._issue(command)
+        return future
+
+    def start_timer(self, when: float) -> int:
+        """Host of the loop: a timer of asyncio is a command."""
+        self.check_open()
+        try:
+            due_at = self.started_at + timedelta(seconds=when)
+        except (OverflowError, ValueError):
+            raise ValueError(f"a timer of {when:g} s lies beyond the year 9999") from None
+        number = self._next(TIMER)
+        # The digest is the delay, not the moment: the moment moves with the answers before it.
+        command = StartTimer(number, due_at, f"{when - self.loop.time():.6f}")
+        self._open[TIMER, number] = _Open(command)
+        self._issue(command)
+        return number
+
+    def cancel_timer(self, number: int) -> None:
+        """Host of the loop: a cancelled timer leaves no entry."""
+        if (each := self._open.pop((TIMER, number), None)) is not None:
+            self._abandoned[TIMER, number] = each.command
+            self._issue(CancelTimer(number))
+
+    def abandon(self, command: RunActivity) -> None:
+        """The code has cancelled an activity without compensation."""
+        if self._open.pop((ACTIVITY, command.number), None) is not None:
+            self._abandoned[ACTIVITY, command.number] = command
+            self._issue(CancelActivity(command.number, is_shielded=False))
+
+    def ask_cancel(self, command: RunActivity) -> None:
+        """The code has cancelled an activity with compensation: the worker is asked, and answers by an entry."""
+        self._issue(CancelActivity(command.number, is_shielded=True))
+
+    def write_log(self, level: str, event: str, fields: Iterable[tuple[str, object]] = ()) -> None:
+        """A line of the workflow's own: silent while replaying."""
+        self.check_open()
+        if not self.is_replaying:
+            self._issued.append(WriteLog(level, event, tuple(fields)))
+
+    def report(self, message: str, error: BaseException | None) -> None:
+        """Host of the loop: something went wrong where nobody awaits, as with an exception that is never retrieved."""
+        if not self.is_replaying:
+            self._issued.append(WriteLog("error", message, (("error", repr(error)),)))
+
+    def track_call(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> calls.Call:
+        """Remember a call until it is awaited."""
+        return self._calls.track(name, coroutine)
+
+    def check_calls(self) -> None:
+        """At the end of the workflow function: a call that was dropped in its last step is an error as well.
+
+        Raises:
+            NeverAwaitedError: there is one.
+        """
+        if (dropped := self._calls.dropped()) is not None:
+            raise NeverAwaitedError(dropped)
+
+    def check_open(self) -> None:
+        """Raises RunDiscarded once the run is out of memory."""
+        if self.is_discarded:
+            raise RunDiscarded
+
+    # --- transitions ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        with self.loop.entered():
+            self._root = self.loop.create_task(self._program(self), name="workflow", context=self.loop.context)
+        self._run()
+
+    def _run(self) -> None:
+        self.loop.run_ready()
+        if not self.root.done() and (dropped := self._calls.dropped()) is not None and self.failure is None:
+            self.failure = NeverAwaitedError(dropped)
+            if not self.is_closing:
+                with self.loop.entered():
+                    self.root.cancel()
+                self.loop.run_ready()
+        if self.root.done() and self.outcome is None:
+            self.outcome = self.root.result()
+
+    def _deliver(self, entry: Entry) -> None:
+        match entry.kind:
+            case Kind.STARTED:
+                pass
+            case Kind.CANCEL_REQUESTED:
+                self._cancel(entry)
+            case Kind.TIMER_FIRED:
+                if self._answered(entry) is not None:
+                    self.loop.fire(entry.number)
+            case Kind.ACTIVITY_COMPLETED | Kind.ACTIVITY_FAILED | Kind.ACTIVITY_CANCELLED:
+                self._end_activity(entry)
+            case _:
+                assert_never(entry.kind)
+
+    def _end_activity(self, entry: Entry) -> None:
+        if (each := self._answered(entry)) is None:
+            return
+        assert each.future is not None
+        assert each.decode is not None
+        if entry.kind is Kind.ACTIVITY_COMPLETED and each.on_completed is not None:
+            each.on_completed(entry)
+        with self.loop.entered():
+            self.loop.context.run(each.future.end, entry, each.decode)
+
+    def _cancel(self, entry: Entry) -> None:
+        if self.cancel_reason is not None:
+            return  # cancelled once: a second cancel would interrupt the clean-up that the first one asked for
+        self.cancel_reason = entry.payload
+        if not self.is_closing and not self.root.done():
+            with self.loop.entered():
+                self.root.cancel()
+
+    def _answered(self, entry: Entry) -> _Open | None:
+        """Move one command from open to answered; None if the code has given it up."""
+        key = key_of(entry)
+        if (command := self._abandoned.pop(key, None)) is not None:
+            check(entry, command, ())
+            return None
+        each = self._open.get(key)
+        if (warning := check(entry, each.command if each else None, self.open_commands())) is not None:
+            self._issued.append(WriteLog("warning", "arguments_differ_from_history", (("detail", warning),)))
+        return self._open.pop(key)
+
+    def _issue(self, command: Command) -> None:
+        self.loop.turns = 0
+        self._issued.append(command)
+
+    def _next(self, kind: str) -> int:
+        self._numbers[kind] += 1
+        return self._numbers[kind]
+
+    def _is_wanted(self, command: Command) -> bool:
+        match command:
+            case RunActivity():
+                return (ACTIVITY, command.number) in self._open
+            case StartTimer():
+                return (TIMER, command.number) in self._open
+            case CancelActivity(is_shielded=True):
+                return (ACTIVITY, command.number) in self._open
+            case CancelActivity() | CancelTimer() | WriteLog():
+                return True
+            case _:
+                assert_never(command)
+
