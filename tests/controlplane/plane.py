@@ -230,6 +230,14 @@ class ControlPlane:
             raise ApiError(answer.status, content)
         return content if as_text else json.loads(content)
 
+    def answers(self, path: str) -> bool:
+        """Whether a GET succeeds."""
+        try:
+            self.call("GET", path)
+        except (ApiError, OSError):
+            return False
+        return True
+
     def _start_all(self) -> None:
         client, peer = (f"http://127.0.0.1:{self._ports[name]}" for name in ("etcd", "peer"))
         self._spawn(
@@ -340,6 +348,16 @@ class ApiError(Exception):
             self.message = content
         super().__init__(f"{code}: {self.message}")
         self.code = code
+
+
+def wait_until(is_so: Callable[[], Any], what: str, *, seconds: float = 20) -> Any:
+    """Ask again and again, since another process's state can only be asked for. Returns the first true answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := is_so()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
+    return answer
 
 
 def free_ports(count: int) -> list[int]:
