@@ -306,7 +306,7 @@ class HistoryConflictError(StoreError):
     reason = "HistoryConflict"
 
 
-class RunDiscarded(BaseException):  # noqa: N818 - it is no error of anybody, and must not be caught as one
+class RunDiscarded(BaseException):  # it is no error of anybody, and must not be caught as one
     """The run was put out of memory here; whatever its code tries to do now must not happen."""
 
 

@@ -1,4 +1,7 @@
-"""Every option, by part. Environment: `ROMANCY_<PART>__<OPTION>`, as in `ROMANCY_WORKER__SLOTS=100`; chart values have the same names."""
+"""Every option, by part.
+
+Environment: `ROMANCY_<PART>__<OPTION>`, as in `ROMANCY_WORKER__SLOTS=100`. Chart values have the same names.
+"""
 
 import difflib
 import os
@@ -115,7 +118,7 @@ class ControlSettings(_Part):
 class GatewaySettings(_Part):
     """HTTP."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - a pod serves its kubelet and its Service
+    host: str = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: any free port, logged at start."""
 

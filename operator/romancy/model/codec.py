@@ -126,7 +126,7 @@ class _Refused:
         return self._why
 
 
-def difference(sent: object, back: object, path: str) -> tuple[str, object, object] | None:  # noqa: C901
+def difference(sent: object, back: object, path: str) -> tuple[str, object, object] | None:
     """Where two values differ in type or content: the path and both; None if they are alike."""
     here = (path, sent, back)
     if type(sent) is not type(back):

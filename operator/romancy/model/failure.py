@@ -156,10 +156,10 @@ def _rebuilt(data: dict[str, Any]) -> Exception | None:
     try:
         args = tuple(_untagged(value) for value in data["args"])
         error = base.__new__(kind, *args)
-        base.__init__(error, *args)
+        base.__init__(error, *args)  # type: ignore[misc]  # the builtin's, on purpose
         error.args = args
         vars(error).update({key: _untagged(value) for key, value in data.get("state", {}).items()})
-    except Exception:  # noqa: BLE001 - whatever goes wrong, it can't be rebuilt
+    except Exception:
         return None
     return error if isinstance(error, Exception) else None
 
@@ -184,9 +184,7 @@ def _is_value_alike(sent: object, back: object, depth: int) -> bool:
         return depth < DEPTH_MAX and _is_alike(sent, back, depth + 1)
     if isinstance(sent, list | tuple) and type(sent) is type(back):
         others: Any = back
-        return len(sent) == len(others) and all(
-            _is_value_alike(a, b, depth) for a, b in zip(sent, others, strict=True)
-        )
+        return len(sent) == len(others) and all(_is_value_alike(a, b, depth) for a, b in zip(sent, others, strict=True))
     return difference(sent, back, "") is None
 
 
@@ -206,7 +204,10 @@ _TEXT: Final[dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]]] = {
     datetime: (datetime.isoformat, datetime.fromisoformat),
     date: (date.isoformat, date.fromisoformat),
     time: (time.isoformat, time.fromisoformat),
-    timedelta: (lambda value: f"{value.days} {value.seconds} {value.microseconds}", lambda text: timedelta(*map(int, text.split()))),
+    timedelta: (
+        lambda value: f"{value.days} {value.seconds} {value.microseconds}",
+        lambda text: timedelta(*map(int, text.split())),
+    ),
     Decimal: (str, Decimal),
     UUID: (str, UUID),
 }

@@ -81,4 +81,3 @@ class Attempt:
     failure: str  # model.failure as JSON text
     failed_at: datetime
     next_at: datetime
-

@@ -61,6 +61,8 @@ class Reason(StrEnum):
     STORE_UNAVAILABLE = "StoreUnavailable"
     RETRYING = "Retrying"
     TIMER = "WaitingForTimer"
+    NOTHING_OPEN = "WaitingForNothing"
+    DRAINED = "Drained"
     SUSPENDED = "Suspended"
     COMPENSATING = "Compensating"
     SUCCEEDED = "Succeeded"

@@ -52,7 +52,7 @@ def _references(coroutine: Coroutine[Any, Any, Any]) -> int:
 
 
 def _measure() -> int:
-    """How many references a coroutine has that only `waiting` holds, counted as `dropped` counts: it differs by Python version."""
+    """How many references a coroutine has that only `waiting` holds: it differs by Python version."""
 
     async def sample() -> None:
         pass

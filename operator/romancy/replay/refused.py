@@ -12,7 +12,10 @@ _ENGINE: Final = "the engine runs this loop; in a workflow, just await"
 REFUSED: Final[dict[str, tuple[str, str]]] = {
     **dict.fromkeys(("run_forever", "run_until_complete", "stop", "close"), ("running a loop", _ENGINE)),
     "call_soon_threadsafe": ("loop.call_soon_threadsafe()", "a workflow has no threads; send the run an event instead"),
-    "run_in_executor": ("asyncio.to_thread() or loop.run_in_executor()", "make it a plain `def` activity: it runs in a thread"),
+    "run_in_executor": (
+        "asyncio.to_thread() or loop.run_in_executor()",
+        "make it a plain `def` activity: it runs in a thread",
+    ),
     "set_default_executor": ("loop.set_default_executor()", _ACTIVITY),
     "getaddrinfo": ("loop.getaddrinfo()", _ACTIVITY),
     "getnameinfo": ("loop.getnameinfo()", _ACTIVITY),
@@ -42,7 +45,10 @@ REFUSED: Final[dict[str, tuple[str, str]]] = {
     "sock_connect": ("connecting a socket", _ACTIVITY),
     "sock_accept": ("accepting a connection", _ACTIVITY),
     "add_signal_handler": ("loop.add_signal_handler()", "signals belong to the process; a run is cancelled instead"),
-    "remove_signal_handler": ("loop.remove_signal_handler()", "signals belong to the process; a run is cancelled instead"),
+    "remove_signal_handler": (
+        "loop.remove_signal_handler()",
+        "signals belong to the process; a run is cancelled instead",
+    ),
     "set_task_factory": ("loop.set_task_factory()", "the order of tasks is part of the replay"),
     "shutdown_asyncgens": ("loop.shutdown_asyncgens()", _ENGINE),
     "shutdown_default_executor": ("loop.shutdown_default_executor()", _ENGINE),
@@ -53,7 +59,7 @@ def refusal(name: str) -> Callable[..., NoReturn]:
     """The method that stands for a refused one."""
     call, hint = REFUSED[name]
 
-    def refuse(self: object, *args: Any, **options: Any) -> NoReturn:  # noqa: ARG001
+    def refuse(self: object, *args: Any, **options: Any) -> NoReturn:
         raise NotDeterministicError(call, hint=hint)
 
     refuse.__name__ = name

@@ -16,7 +16,7 @@ from romancy.model.command import (
 )
 from romancy.model.history import Entry, Kind
 from romancy.replay import calls
-from romancy.replay.loop import RunFuture, RunLoop, RunTask
+from romancy.replay.loop import RunFuture, RunTask, new_loop
 from romancy.replay.matching import ACTIVITY, TIMER, Key, Numbered, check, key_of
 
 _EPOCH_STEP: Final = timedelta(microseconds=1)
@@ -105,7 +105,7 @@ class Replay:
         monotonic: Callable[[], float],
         step_seconds_max: float = 10.0,
     ) -> None:
-        self.loop = RunLoop(self, monotonic=monotonic, step_seconds_max=step_seconds_max)
+        self.loop = new_loop(self, monotonic=monotonic, step_seconds_max=step_seconds_max)
         self.started_at = started_at
         self.now = started_at
         self.position = 0
@@ -170,6 +170,11 @@ class Replay:
     def open_commands(self) -> list[Numbered]:
         """All that is asked for and not answered, in the order in which it was asked."""
         return [each.command for each in self._open.values()]
+
+    def open_timer(self, number: int) -> StartTimer | None:
+        """The timer of that number, if the code still waits for it."""
+        each = self._open.get((TIMER, number))
+        return each.command if each is not None and isinstance(each.command, StartTimer) else None
 
     def is_cancel_asked(self, number: int) -> bool:
         """True if the code has cancelled this shielded activity, and waits to hear how it ended."""
@@ -354,4 +359,3 @@ class Replay:
                 return True
             case _:
                 assert_never(command)
-

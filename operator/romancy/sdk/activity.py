@@ -4,12 +4,15 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Protocol, overload
+from uuid import UUID
 
 from pydantic import ValidationError
 
-from romancy.errors import ActivityTimeoutError, DefinitionError, NonDeterminismError
+from romancy.errors import DefinitionError, NonDeterminismError, OutsideWorkflowError
 from romancy.model import failure
 from romancy.model.codec import digest, problems
 from romancy.model.history import Entry, Kind
@@ -20,6 +23,29 @@ from romancy.sdk import saga, signature
 from romancy.sdk.registry import Registry
 
 ACTIVITIES: Final[Registry["Activity[..., Any]"]] = Registry("activities")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityInfo:
+    """Which attempt this is; `activity.info()` gives it inside of an activity.
+
+    `idempotency_key` is the same in every attempt of this call, on every worker: hand it to services that know such keys.
+    """
+
+    run_id: UUID
+    namespace: str
+    run: str
+    workflow: str
+    activity: str
+    number: int
+    attempt: int
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.run_id}/{self.number}"
+
+
+INFO: Final[ContextVar[ActivityInfo]] = ContextVar("romancy_activity")
 
 
 class Activity[**P, R]:
@@ -73,9 +99,11 @@ class Activity[**P, R]:
     @overload
     def compensate(
         self,
+        fn: None = None,
+        /,
         *,
         name: str | None = None,
-        retry: RetryPolicy = ...,
+        retry: RetryPolicy = RetryPolicy(),
         timeout: float | timedelta | None = None,
     ) -> "_Compensates[R]": ...
     def compensate(
@@ -195,40 +223,64 @@ class _Decorates(Protocol):
     def __call__[**P, R](self, fn: Callable[P, R], /) -> Activity[P, R]: ...
 
 
-@overload
-def activity[**P, R](fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
-@overload
-def activity[**P, R](fn: Callable[P, R], /) -> Activity[P, R]: ...
-@overload
-def activity(
-    *,
-    name: str | None = None,
-    retry: RetryPolicy = ...,
-    timeout: float | timedelta | None = None,
-) -> _Decorates: ...
-def activity(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    retry: RetryPolicy = RetryPolicy(),
-    timeout: float | timedelta | None = None,
-) -> Any:
-    """Make a function an activity: a step with side effects, saved before execution continues, at least once.
+class ActivityDecorator:
+    """`@activity`, and what an activity may ask about itself."""
 
-    Args:
-        name: in history; changing it is changing the code. Default: the function's name.
-        retry: when a failed attempt is tried again.
-        timeout: of one attempt, in seconds. A plain function goes on in its thread after it, and its result is lost.
+    @overload
+    def __call__[**P, R](self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+    @overload
+    def __call__[**P, R](self, fn: Callable[P, R], /) -> Activity[P, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy = RetryPolicy(),
+        timeout: float | timedelta | None = None,
+    ) -> _Decorates: ...
+    def __call__(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy = RetryPolicy(),
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Make a function an activity: a step with side effects, saved before execution continues, at least once.
 
-    Raises:
-        DefinitionError: the function can't be an activity; says why, with the line.
-    """
+        Args:
+            name: in history; changing it is changing the code. Default: the function's name.
+            retry: when a failed attempt is tried again.
+            timeout: of one attempt, in seconds. A plain function goes on in its thread after it, and its result is lost.
 
-    def decorate(function: Callable[..., Any]) -> Activity[..., Any]:
-        return Activity(function, name=name, retry=retry, timeout=timeout)
+        Raises:
+            DefinitionError: the function can't be an activity; says why, with the line.
+        """
 
-    return decorate if fn is None else decorate(fn)
+        def decorate(function: Callable[..., Any]) -> Activity[..., Any]:
+            return Activity(function, name=name, retry=retry, timeout=timeout)
+
+        return decorate if fn is None else decorate(fn)
+
+    @staticmethod
+    def info() -> ActivityInfo:
+        """The attempt that calls this.
+
+        Raises:
+            OutsideWorkflowError: no attempt of a run does.
+        """
+        if (found := INFO.get(None)) is None:
+            raise OutsideWorkflowError(
+                "activity.info() was used outside of a running activity",
+                hint="call it in an activity that a run executes",
+            )
+        return found
+
+
+activity: Final = ActivityDecorator()
 
 
 def refuse_wrapped(fn: object, kind: str) -> None:
@@ -236,7 +288,9 @@ def refuse_wrapped(fn: object, kind: str) -> None:
     if not callable(fn) or isinstance(fn, type):
         raise DefinitionError(f"@{kind} decorates a function, not {fn!r}", hint=f"write @{kind} directly above `def`")
     if isinstance(fn, Activity) or hasattr(fn, "is_workflow"):
-        raise DefinitionError(f"{fn!r} is decorated twice", hint=f"keep one of @workflow and @activity, outermost: @{kind}")
+        raise DefinitionError(
+            f"{fn!r} is decorated twice", hint=f"keep one of @workflow and @activity, outermost: @{kind}"
+        )
 
 
 def _seconds(timeout: float | timedelta | None, name: str) -> float | None:
@@ -244,6 +298,3 @@ def _seconds(timeout: float | timedelta | None, name: str) -> float | None:
     if seconds is not None and not seconds > 0:
         raise DefinitionError(f"activity {name!r}: timeout must be more than 0 s, not {seconds!r}", hint="or None")
     return seconds
-
-
-__all__ = ["ACTIVITIES", "Activity", "ActivityTimeoutError", "activity"]

@@ -73,7 +73,7 @@ class Saga:
             undo, arguments = self._stack.pop()
             try:
                 await undo.issue_encoded(self._replay, arguments, is_compensation=True)
-            except Exception as error:  # noqa: BLE001 - recorded; the others must run
+            except Exception as error:
                 failed.append((undo.name, error))
                 self.failures.append(undo.name)
         return failed
@@ -90,7 +90,7 @@ async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]
     try:
         payload = await body()
         replay.check_calls()
-    except (Exception, SystemExit, asyncio.CancelledError) as raised:  # noqa: BLE001 - all of them end the run
+    except (Exception, SystemExit, asyncio.CancelledError) as raised:
         error = replay.failure or raised
     replay.is_closing = True
     await _end_tasks(replay)
@@ -114,7 +114,7 @@ async def _end_tasks(replay: Replay) -> None:
     for generator in replay.loop.open_generators():
         try:
             await generator.aclose()
-        except Exception as error:  # noqa: BLE001 - as asyncio does: it is told, and ends nothing
+        except Exception as error:
             replay.report("an asynchronous generator failed while it was closed", error)
 
 
@@ -133,7 +133,9 @@ def _end_of(replay: Replay, error: BaseException) -> Outcome:
 def _named(error: BaseException) -> BaseException:
     """Name what asyncio only says in its own words: something that is not of this run was awaited."""
     text = str(error)
-    if isinstance(error, RuntimeError) and ("attached to a different loop" in text or text.startswith("Task got bad yield")):
+    if isinstance(error, RuntimeError) and (
+        "attached to a different loop" in text or text.startswith("Task got bad yield")
+    ):
         named = NotDeterministicError(f"awaiting {text.partition(' got ')[2] or 'a foreign object'}")
         named.__cause__ = error
         return named

@@ -55,7 +55,9 @@ def read(fn: Callable[..., Any], *, kind: str, name: str, context: type | None =
     try:
         hints = get_type_hints(fn, include_extras=True)
     except Exception as error:
-        raise refuse(f"its annotations can't be read: {error}", "import the names that they use at module level") from error
+        raise refuse(
+            f"its annotations can't be read: {error}", "import the names that they use at module level"
+        ) from error
     signature = inspect.signature(fn)
     parameters = list(signature.parameters.values())
     if parameters and context is not None:
@@ -73,7 +75,9 @@ def read(fn: Callable[..., Any], *, kind: str, name: str, context: type | None =
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             raise refuse(f"{parameter} can't be stored by name", "name each parameter, or take a list or a dict")
         if parameter.name not in hints:
-            raise refuse(f"parameter {parameter.name!r} has no annotation", f"write `{parameter.name}: ...` with its type")
+            raise refuse(
+                f"parameter {parameter.name!r} has no annotation", f"write `{parameter.name}: ...` with its type"
+            )
         shapes[parameter.name] = (hints[parameter.name], parameter.default is not parameter.empty)
     if "return" not in hints:
         raise refuse("it has no return annotation", "write `-> None` if it returns nothing")

@@ -108,7 +108,8 @@ class Workflow[**P, R]:
         made: Workflow[P, R] = object.__new__(type(self))
         vars(made).update(vars(self))
         made.start_options = replace(
-            Options(id=id, namespace=namespace, priority=priority, delay=delay, timeout=timeout), labels=dict(labels or {})
+            Options(id=id, namespace=namespace, priority=priority, delay=delay, timeout=timeout),
+            labels=dict(labels or {}),
         )
         return made
 
@@ -162,7 +163,9 @@ class Workflow[**P, R]:
 
 class _Decorates(Protocol):
     @overload
-    def __call__[**P, R](self, fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    def __call__[**P, R](
+        self, fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any, Any, R]], /
+    ) -> Workflow[P, R]: ...
     @overload
     def __call__[**P, R](self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 

@@ -1,0 +1,141 @@
+"""One attempt of an activity: its arguments, its slot, its timeout, its thread, and what came of it."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError, PayloadError, TerminalError
+from romancy.model.command import RunActivity
+from romancy.model.retry import RetryPolicy
+from romancy.sdk.activity import INFO, Activity, ActivityInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What came of an attempt: a payload, an error, or neither if it was cancelled as asked."""
+
+    payload: str | None = None
+    error: Exception | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.payload is None and self.error is None
+
+
+class Activities:
+    """The slots of one worker.
+
+    Args:
+        async_max: asynchronous attempts at once.
+        threads_max: attempts in threads at once.
+        payload_bytes_max: of a result.
+    """
+
+    def __init__(self, *, async_max: int, threads_max: int, payload_bytes_max: int) -> None:
+        self._async_slots = asyncio.Semaphore(async_max)
+        self._thread_slots = asyncio.Semaphore(threads_max)
+        self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="activity")
+        self._payload_bytes_max = payload_bytes_max
+
+    async def attempt(
+        self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
+    ) -> Ended:
+        """Run one attempt to its end; never raises.
+
+        Args:
+            may_start: asked again when there is a slot; False ends it as if it had been cancelled before it began.
+            was_asked: whether a CancelledError is one that we asked for.
+        """
+        activity = command.definition
+        assert isinstance(activity, Activity)
+        structlog.contextvars.bind_contextvars(
+            run_id=str(info.run_id), run=info.run, workflow=info.workflow, activity=info.activity, attempt=info.attempt
+        )
+        INFO.set(info)
+        try:
+            arguments = activity.decode_arguments(command.arguments)
+            run = self._here if activity.is_async else self._in_thread
+            value = await run(activity, arguments, may_start)
+            return Ended(payload=activity.signature.result.encode(value, bytes_max=self._payload_bytes_max))
+        except _NotStarted:
+            return Ended()
+        except asyncio.CancelledError as error:
+            return Ended() if was_asked() else Ended(error=_foreign(error))
+        except Exception as error:
+            return Ended(error=error)
+        except BaseException as error:
+            return Ended(error=_foreign(error))
+
+    def close(self) -> None:
+        """Take no more; threads that run are left to end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _here(
+        self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
+    ) -> Any:
+        async with self._async_slots:
+            if not may_start():
+                raise _NotStarted
+            try:
+                async with asyncio.timeout(activity.timeout_seconds) as timeout:
+                    return await activity.call(arguments)
+            except TimeoutError:
+                if not timeout.expired():
+                    raise  # the activity's own
+                raise _timed_out(activity) from None
+
+    async def _in_thread(
+        self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
+    ) -> Any:
+        context = contextvars.copy_context()
+
+        def call() -> tuple[Any, BaseException | None]:
+            try:
+                return context.run(activity.call, arguments), None
+            except BaseException as error:
+                return None, error
+
+        await self._thread_slots.acquire()
+        if not may_start():
+            self._thread_slots.release()
+            raise _NotStarted
+        running = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        # A thread can't be stopped: one that outlives its timeout keeps its slot until it ends by itself.
+        running.add_done_callback(lambda _: self._thread_slots.release())
+        try:
+            async with asyncio.timeout(activity.timeout_seconds):
+                value, error = await asyncio.shield(running)
+        except TimeoutError:
+            raise _timed_out(activity) from None
+        if error is not None:
+            raise error
+        return value
+
+
+class _NotStarted(Exception):  # noqa: N818
+    """There was a slot, but the attempt was not wanted any more."""
+
+
+def _timed_out(activity: Activity[..., Any]) -> ActivityTimeoutError:
+    assert activity.timeout_seconds is not None
+    return ActivityTimeoutError(activity.name, timeout_seconds=activity.timeout_seconds)
+
+
+def is_retryable(error: Exception, policy: RetryPolicy) -> bool:
+    """Whether another attempt could end otherwise: not for what was said to be final, nor for what can't be stored."""
+    return not isinstance(error, (TerminalError, PayloadError, DefinitionError, *policy.non_retryable))
+
+
+def _foreign(error: BaseException) -> ActivityError:
+    """Only `Exception` travels."""
+    kind = type(error)
+    made = ActivityError(
+        f"{kind.__name__}: {error}" if str(error) else kind.__name__, type_name=f"{kind.__module__}.{kind.__qualname__}"
+    )
+    made.__cause__ = error
+    return made

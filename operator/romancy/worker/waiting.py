@@ -1,0 +1,59 @@
+"""What a run waits for, when it would go on, and how to say it: the same words in status, API, CLI and log. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from romancy.errors import at
+from romancy.model.run import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """A failed activity that will be tried again."""
+
+    name: str
+    next_attempt: int
+    next_at: datetime
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a run does not move, and when it will by itself; `wake_at` None: only something from outside wakes it."""
+
+    reason: Reason
+    message: str
+    wake_at: datetime | None
+
+
+SUSPENDED = Waiting(
+    Reason.SUSPENDED,
+    "suspended by its owner: no new activity starts until it is resumed (spec.suspend: false)",
+    None,
+)
+
+
+def of(timers: Mapping[int, datetime], backoffs: Mapping[int, Backoff], timeout_at: datetime | None) -> Waiting:
+    """Describe what an idle run waits for, the nearest first.
+
+    Args:
+        timeout_at: when the run's own timeout cancels it, if it has one.
+    """
+    timer_at = min(timers.values(), default=None)
+    backoff = min(backoffs.values(), key=lambda each: each.next_at, default=None)
+    wake_at = min((moment for moment in (timer_at, backoff and backoff.next_at, timeout_at) if moment), default=None)
+    if backoff is not None and (timer_at is None or backoff.next_at <= timer_at):
+        text = f"attempt {backoff.next_attempt} of activity {backoff.name!r} at {at(backoff.next_at)}; the last one failed: "
+        return Waiting(Reason.RETRYING, text + backoff.error, wake_at)
+    if timer_at is not None:
+        more = f" ({len(timers)} timers are open)" if len(timers) > 1 else ""
+        return Waiting(Reason.TIMER, f"waiting for a timer until {at(timer_at)}{more}", wake_at)
+    until = (
+        f"; its timeout is at {at(timeout_at)}" if timeout_at is not None else "; cancel it, or correct the workflow"
+    )
+    return Waiting(
+        Reason.NOTHING_OPEN,
+        "the workflow awaits something that nothing will ever bring: no activity or timer is open" + until,
+        wake_at,
+    )

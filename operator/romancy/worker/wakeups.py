@@ -1,0 +1,57 @@
+"""What wakes a worker: a NOTIFY, its own next due time, a free slot; and the slow poll, if all these were missed."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+
+class Alarm:
+    """Waits until it is rung, until the earliest moment that it was set to, or until the slow poll is due.
+
+    Args:
+        now: the database's clock.
+        poll_seconds: between two slow polls.
+    """
+
+    def __init__(self, now: Callable[[], datetime], *, poll_seconds: float) -> None:
+        self._now, self._poll_seconds = now, poll_seconds
+        self._changed = asyncio.Event()
+        self._is_rung = False
+        self._at: datetime | None = None
+        self._poll_at = asyncio.get_running_loop().time() + poll_seconds
+
+    def ring(self) -> None:
+        """Wake now."""
+        self._is_rung = True
+        self._changed.set()
+
+    def set(self, moment: datetime | None) -> None:
+        """Wake at this moment as well."""
+        if moment is not None and (self._at is None or moment < self._at):
+            self._at = moment
+            self._changed.set()
+
+    async def wait(self) -> bool:
+        """Until there is reason to look; True if the slow poll is due."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if loop.time() >= self._poll_at:
+                self._poll_at = loop.time() + self._poll_seconds
+                self._is_rung = False
+                return True
+            seconds = self._poll_at - loop.time()
+            if self._at is not None:
+                due_seconds = (self._at - self._now()).total_seconds()
+                if due_seconds <= 0:
+                    self._at = None
+                    self._is_rung = True
+                seconds = min(seconds, max(0.0, due_seconds))
+            if self._is_rung:
+                self._is_rung = False
+                return False
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue

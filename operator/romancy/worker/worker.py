@@ -1,0 +1,388 @@
+"""A worker: registers, claims, executes, drains; buried, it drops all it holds and registers anew."""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+from romancy.base import log
+from romancy.base.clock import Clock
+from romancy.base.settings import WorkerSettings, python_minor, worker_name
+from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
+from romancy.model.history import InboxRow
+from romancy.model.run import NewRun
+from romancy.sdk.workflow import Workflow
+from romancy.store.interface import Begin, Claim, ClaimedRun, Journal, NewWorker, Store, WorkerId
+from romancy.store.postgres import PostgresStore
+from romancy.worker import loader
+from romancy.worker.activities import Activities
+from romancy.worker.execution import Execution, Left
+from romancy.worker.lease import Lease
+from romancy.worker.wakeups import Alarm
+
+LOG = log.get(__name__)
+REGISTER_AGAIN_SECONDS = 1.0
+CLAIM_MAX = 100  # runs in one statement
+
+
+class Worker:
+    """One process's part in the execution of runs.
+
+    Args:
+        make_store: opens a store; called once in this loop and once in the lease's thread.
+        workflows: what it offers.
+        settings: its options.
+        is_leader_expected: somebody else looks for dead workers (control on Kubernetes), unless it is away for long.
+    """
+
+    def __init__(
+        self,
+        make_store: Callable[[], PostgresStore],
+        workflows: Sequence[Workflow[..., Any]],
+        settings: WorkerSettings,
+        *,
+        clock: Clock,
+        is_leader_expected: bool = False,
+        bury_seconds: float = 2.0,
+    ) -> None:
+        self.workflows = {each.name: each for each in workflows}
+        self.name = worker_name(settings)
+        self.id: WorkerId | None = None
+        self.build_id = settings.build_id or loader.build_id(workflows)
+        self.park_after_seconds = settings.park_after_seconds
+        self.history_entries_max = settings.history_entries_max
+        self.step_seconds_max = settings.step_seconds_max
+        self.random = Random()
+        self.is_draining = False
+        self.is_out_of_time = False
+        self.journal: Journal
+        self.activities = Activities(
+            async_max=settings.activities_max,
+            threads_max=settings.threads_max,
+            payload_bytes_max=settings.payload_bytes_max,
+        )
+        self._make_store, self._settings, self._clock = make_store, settings, clock
+        self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
+        self._offset = timedelta(0)
+        self._store: PostgresStore
+        self._lease: Lease | None = None
+        self._alarm: Alarm
+        self._executions: dict[UUID, Execution] = {}
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._parked: OrderedDict[UUID, Execution] = OrderedDict()
+        self._watchers: dict[UUID, list[asyncio.Event]] = {}
+        self._life_ended = asyncio.Event()
+        self._is_registered = asyncio.Event()
+        self._is_drained = asyncio.Event()
+        self._was_full = False  # runs may be due that nobody here has looked at
+        self._main: asyncio.Task[None] | None = None
+
+    # --- what its owner calls --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Register and begin to claim; returns when registered.
+
+        Raises:
+            StoreUnavailableError, SchemaVersionError: at once, if the database can't be used.
+        """
+        self._main = asyncio.create_task(self._live(), name="worker")
+        registered = asyncio.create_task(self._is_registered.wait())
+        await asyncio.wait({self._main, registered}, return_when=asyncio.FIRST_COMPLETED)
+        registered.cancel()
+        if self._main.done():
+            await self._main
+
+    async def drain(self) -> None:
+        """Stop claiming, release what only waits at once, let activities end within the grace period, then stop."""
+        if self._main is None or self._main.done():
+            return
+        self.is_draining = True
+        LOG.info("drain_started", worker=self.name, runs=len(self._tasks))
+        try:
+            if self.id is not None:
+                await self._store.drain_worker(self.id)
+        except RomancyError as error:
+            LOG.warning("drain_not_announced", error=error.message)
+        self._look()
+        await self._ended(self._settings.drain_seconds)
+        self.is_out_of_time = True
+        self._look()
+        await self._ended(2.0)
+        self._life_ended.set()
+        await self._main
+        LOG.info("drain_ended", worker=self.name)
+
+    @property
+    def is_ready(self) -> bool:
+        """Registered, believed alive, and not draining."""
+        return self._is_registered.is_set() and not self.is_draining and self.may_start_activities()
+
+    @property
+    def runs(self) -> int:
+        """Runs in its hands."""
+        return len(self._tasks)
+
+    async def begin(self, new: NewRun, workflow: Workflow[..., Any]) -> bool:
+        """Start a run as our own, if there is a slot: its first flush inserts it.
+
+        Returns:
+            False if it was not begun here: no slot, a drain, or a later start; or if the id exists already.
+        """
+        if self._free_slots() <= 0 or self.is_draining or new.start_at is not None or not self.is_ready:
+            return False
+        if new.id in self._executions:
+            return False
+        started_at = self.now()
+        assert new.form is not None
+        claimed = ClaimedRun(
+            new.id, new.namespace, new.name, new.workflow, new.input, new.form, dict(new.labels), started_at,
+            new.timeout_seconds, (), (), (),
+        )  # fmt: skip
+        begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        execution = Execution(
+            self, workflow, claimed, begin=Begin(new, started_at, python_minor()), on_begun=begun.set_result
+        )
+        self._hold(execution)
+        task = self._tasks[new.id]
+        waited: list[asyncio.Future[Any]] = [begun, task]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        return begun.done() and begun.result()
+
+    def watch(self, run_id: UUID) -> asyncio.Event:
+        """An event that is set when the run ends in this process; give it back by `unwatch`."""
+        event = asyncio.Event()
+        self._watchers.setdefault(run_id, []).append(event)
+        return event
+
+    def unwatch(self, run_id: UUID, event: asyncio.Event) -> None:
+        events = self._watchers.get(run_id, [])
+        if event in events:
+            events.remove(event)
+        if not events:
+            self._watchers.pop(run_id, None)
+
+    # --- what executions ask -----------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """The database's clock, by the offset that was measured last."""
+        return self._clock.now() + self._offset
+
+    def may_start_activities(self) -> bool:
+        return self._lease is not None and self._lease.is_certain
+
+    async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]:
+        return await self._store.read_inbox(run_id, after)
+
+    # --- its lives ----------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """One life after the other, until it drains."""
+        is_first = True
+        while not self.is_draining:
+            self._life_ended.clear()
+            try:
+                await self._life()
+            except RomancyError as error:
+                if is_first and not self._is_registered.is_set():
+                    raise
+                LOG.error("worker_life_ended", worker=self.name, reason=error.reason, error=error.message)
+                await self._clock.sleep(REGISTER_AGAIN_SECONDS)
+            is_first = False
+
+    async def _life(self) -> None:
+        async with self._make_store() as store:
+            self._store = store
+            await self._measure_offset()
+            new = NewWorker(
+                name=self.name,
+                boot_id=uuid4(),
+                pod_uid=self._settings.pod_uid,
+                namespace=self._settings.namespace,
+                workflows={name: each.signature.form for name, each in self.workflows.items()},
+                build_id=self.build_id,
+                python=python_minor(),
+            )
+            self.id = await store.register_worker(new, ttl_seconds=self._settings.lease_seconds)
+            self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
+            self.journal = await store.journal(self.id)
+            wakeups = await store.wakeups(self.id)
+            wakeups.on_due(lambda queues: self._alarm.ring())
+            wakeups.on_inbox(self._mail_came)
+            self._lease = Lease(
+                self._make_store,
+                self.id,
+                ttl_seconds=self._settings.lease_seconds,
+                stuck_seconds=self._settings.loop_stuck_seconds,
+                on_lost=self._life_ended.set,
+                chores=self._bury_expired,
+            )
+            LOG.info(
+                "worker_registered",
+                worker=self.name,
+                worker_id=self.id,
+                workflows=sorted(self.workflows),
+                pid=os.getpid(),
+            )
+            self._is_registered.set()
+            filling = asyncio.create_task(self._fill(), name="fill")
+            ended = asyncio.create_task(self._life_ended.wait())
+            try:
+                await asyncio.wait([filling, ended], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._is_registered.clear()
+                for task in (filling, ended):
+                    task.cancel()
+                await self._drop_all()
+                await self._lease.stop()
+                await self._leave(store)
+            if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
+                raise error
+
+    async def _leave(self, store: PostgresStore) -> None:
+        """End this life in the store as well: whatever it still holds there is freed at once."""
+        assert self.id is not None
+        try:
+            await self.journal.close()
+            await store.bury_worker(self.id, even_if_alive=True)
+        except RomancyError as error:
+            LOG.warning(
+                "worker_not_buried", worker_id=self.id, error=error.message, hint="its lease runs out by itself"
+            )
+        self.id = None
+
+    async def _fill(self) -> None:
+        """Claim whenever there is reason to, as much as there are slots."""
+        is_slow_poll = True  # what was ours in an earlier life is nobody's; but what is due may be old
+        while not self.is_draining:
+            try:
+                await self._claim(is_slow_poll=is_slow_poll)
+            except StoreUnavailableError as error:
+                LOG.warning("claim_failed", error=error.message)
+            is_slow_poll = await self._alarm.wait()
+
+    async def _claim(self, *, is_slow_poll: bool) -> None:
+        assert self.id is not None
+        if is_slow_poll:
+            await self._measure_offset()
+            in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
+            unseen = await self._store.unseen_claims(self.id, in_hand)
+            blocked = (
+                await self._store.claim_blocked(self.id, limit=self._free_slots()) if self._free_slots() > 0 else []
+            )
+            await self._take([claim for claim in (*unseen, *blocked) if claim.run_id not in self._executions])
+        while (free := self._free_slots()) > 0 and not self.is_draining:
+            claims = await self._store.claim_runs(self.id, limit=min(free, CLAIM_MAX))
+            await self._take(claims)
+            if len(claims) < min(free, CLAIM_MAX):
+                break
+        if is_slow_poll or self._was_full:
+            self._alarm.set(await self._store.next_due_at(self.id))
+        self._was_full = self._free_slots() <= 0
+
+    async def _take(self, claims: Sequence[Claim]) -> None:
+        """Execute what was claimed: parked runs that are still in memory from there, others from their history."""
+        anew: list[Claim] = []
+        for claim in claims:
+            parked = self._parked.pop(claim.run_id, None)
+            if parked is not None and parked.claim_number + 1 == claim.number and claim.lost_count == 0:
+                parked.resume(claim, await self._store.read_inbox(claim.run_id, parked.seen))
+                self._hold(parked)
+                continue
+            if parked is not None:
+                parked.drop()
+            anew.append(claim)
+        if not anew:
+            return
+        claimed = {each.run_id: each for each in await self._store.read_claimed(anew)}
+        for claim in anew:
+            run = claimed.get(claim.run_id)
+            workflow = self.workflows.get(claim.workflow)
+            if run is None or workflow is None:
+                LOG.error("claimed_run_unreadable", run_id=str(claim.run_id), workflow=claim.workflow)
+                continue
+            self._hold(Execution(self, workflow, run, claim=claim))
+
+    def _hold(self, execution: Execution) -> None:
+        self._executions[execution.run_id] = execution
+        task = asyncio.create_task(self._execute(execution), name=f"run {execution.run_id}")
+        self._tasks[execution.run_id] = task
+
+    async def _execute(self, execution: Execution) -> None:
+        """Execute one run until it leaves; what goes wrong with it alone ends here."""
+        left: Left | None = None
+        try:
+            left = await execution.run()
+        except (WorkerFencedError, StoreUnavailableError) as error:
+            LOG.error("runs_lost", run_id=str(execution.run_id), reason=error.reason, error=error.message)
+            self._life_ended.set()
+        except RomancyError as error:
+            LOG.error("run_dropped", run_id=str(execution.run_id), reason=error.reason, error=error.message)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            LOG.exception("run_dropped", run_id=str(execution.run_id))
+        finally:
+            if self._executions.get(execution.run_id) is execution:
+                del self._executions[execution.run_id]
+                del self._tasks[execution.run_id]
+            if left is Left.PARKED:
+                self._remember(execution)
+            elif left is Left.FINISHED:
+                for event in self._watchers.get(execution.run_id, ()):
+                    event.set()
+            if self._was_full:
+                self._alarm.ring()
+
+    def _remember(self, execution: Execution) -> None:
+        """Keep a parked run for a while: nothing can have changed if the next claim of it is ours as well."""
+        self._alarm.set(execution.parked_until)
+        self._parked[execution.run_id] = execution
+        while len(self._parked) > self._settings.parked_max:
+            self._parked.popitem(last=False)[1].drop()
+
+    def _mail_came(self, run_ids: Sequence[UUID]) -> None:
+        for run_id in run_ids:
+            if (execution := self._executions.get(run_id)) is not None:
+                execution.has_mail()
+
+    def _look(self) -> None:
+        self._alarm.ring()
+        for execution in list(self._executions.values()):
+            execution.look()
+
+    def _free_slots(self) -> int:
+        return self._settings.slots - len(self._tasks)
+
+    async def _ended(self, seconds: float) -> None:
+        """Until all executions have left, at most so long."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=seconds)
+
+    async def _drop_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for parked in self._parked.values():
+            parked.drop()
+        self._parked.clear()
+
+    async def _measure_offset(self) -> None:
+        before = self._clock.now()
+        database = await self._store.now()
+        after = self._clock.now()
+        self._offset = database - (before + (after - before) / 2)
+
+    async def _bury_expired(self, store: Store) -> None:
+        """The safety net: in the lease's thread, when nobody has looked for dead workers for long."""
+        if self._is_leader_expected and await store.seconds_since_burial_check() < 3 * self._bury_seconds:
+            return
+        for worker_id in await store.expired_workers():
+            if worker_id != self.id:
+                freed = await store.bury_worker(worker_id)
+                LOG.warning("worker_buried", worker_id=worker_id, runs=len(freed), by=self.name)
