@@ -1,4 +1,7 @@
-"""What the other floors may ask of the store. `PostgresStore` is it for real; the numbers (I..) are invariants of docs/architecture.md."""
+"""What the other floors may ask of the store. `PostgresStore` is it for real.
+
+The numbers (I..) are invariants of docs/architecture.md.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -150,6 +153,9 @@ class RunWrite:
     entries: tuple[Entry, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     then: Keep | LetGo | None = None
+    ends_losses: bool = (
+        False  # the claim's lost_count is above 0, and no entry of it is durable yet: an entry resets it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +330,10 @@ class Store(Protocol):
         ...
 
     async def take_unmirrored(self, *, hold_seconds: float, limit: int) -> list[Unmirrored]:
-        """Runs whose status is owed, final ones first. A run's first write waits `hold_seconds` after its start, unless it has ended."""
+        """Runs whose status is owed, final ones first.
+
+        A run's first write waits `hold_seconds` after its start, unless it has ended.
+        """
         ...
 
     async def mark_mirrored(self, versions: Mapping[UUID, int]) -> None:
@@ -346,7 +355,10 @@ class Wakeups(Protocol):
     """LISTEN: what somebody else's process did that this one wants to know. The slow poll finds what it misses."""
 
     def on_due(self, callback: Callable[[Sequence[str]], None]) -> None:
-        """Runs of these queues are due now."""
+        """Runs of these queues are due now, or will be soon: claim, then ask `next_due_at`.
+
+        Empty after an interruption: runs of any queue may be.
+        """
         ...
 
     def on_inbox(self, callback: Callable[[Sequence[UUID]], None]) -> None:

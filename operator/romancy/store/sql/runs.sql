@@ -1,0 +1,106 @@
+-- name: start_runs
+-- Inserts runs that nobody holds yet; one that exists stays as it is (I6). In order of id, so that two who start the same
+-- ids in another order can't deadlock. A suspended run sleeps until it is resumed; a delayed one until its time.
+-- Row: the ids that are new. NOTIFY here, in the transaction that makes them due, and only if one is new.
+with wanted as materialized (
+    select id, namespace, name, workflow, input, form, priority, timeout_seconds, labels, start_at, is_resource,
+           wish_suspend, wish_cancel, deletion_policy, ttl_seconds
+      from unnest(:ids::uuid[], :namespaces::text[], :names::text[], :workflows::text[], :inputs::text[], :forms::text[],
+                  :priorities::smallint[], :timeouts::float8[], :labels::text[], :start_ats::timestamptz[],
+                  :are_resources::boolean[], :suspends::boolean[], :cancels::boolean[], :deletion_policies::text[],
+                  :ttls::integer[])
+           as w(id, namespace, name, workflow, input, form, priority, timeout_seconds, labels, start_at, is_resource,
+                wish_suspend, wish_cancel, deletion_policy, ttl_seconds)
+), started as (
+    insert into run (id, namespace, name, workflow, priority, labels, input, timeout_seconds, is_resource,
+                     wish_suspend, wish_cancel, deletion_policy, ttl_seconds)
+    select id, namespace, name, workflow, priority, labels::jsonb, input, timeout_seconds, is_resource,
+           wish_suspend, wish_cancel, deletion_policy, ttl_seconds
+      from wanted
+     order by id
+    on conflict (id) do nothing
+    returning id
+), opened as (
+    insert into due (id, queue, workflow, priority, phase, reason, wake_at, form, is_resource)
+    select id, workflow, workflow, priority,
+           case when wish_suspend then 'Suspended' else 'Pending' end, case when wish_suspend then 'Suspended' else '' end,
+           case when not wish_suspend then coalesce(start_at, now()) end, form, is_resource
+      from wanted
+     where (id in (select started.id from started)) is true  -- `is true` keeps the planner from joining row by row
+    returning id, workflow
+), owed as (
+    insert into mirror (run_id, mirror_at)
+    select id, now() from wanted where is_resource and (id in (select started.id from started)) is true
+    returning run_id
+)
+select array(select id from opened) as started,
+       (select count(pg_notify(:due_channel::text, workflow)) from (select distinct workflow from opened) as queues) as notified,
+       (select count(pg_notify(:mirror_channel::text, '')) from (select from owed limit 1) as any_owed) as leader_notified;
+
+-- name: read_runs
+-- Runs as people see them, open or done. Index: the primary keys.
+select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
+       finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
+       deletion_policy, ttl_seconds
+  from run_shown
+ where id = any(:ids::uuid[]);
+
+-- name: find_run
+-- The newest run of a name. Index: run_name (namespace, name, created_at desc).
+select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
+       finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
+       deletion_policy, ttl_seconds
+  from run_shown
+ where namespace = :namespace::text and name = :name::text
+ order by created_at desc, id desc
+ limit 1;
+
+-- name: list_any_runs
+-- A page of a list that shows open and done runs, newest first. Planned with its values, so that filters not given fold away.
+-- Index: run_listed_by_namespace, else run_listed, else run_labels.
+select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
+       finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
+       deletion_policy, ttl_seconds
+  from run_shown
+ where (:namespace::text is null or namespace = :namespace::text)
+   and (:workflow::text is null or workflow = :workflow::text)
+   and (:phases::text[] is null or phase = any(:phases::text[]))
+   and (:labels::text is null or id in (select run.id from run where run.labels <> '{}' and run.labels @> :labels::jsonb))
+   and (:after_at::timestamptz is null or (created_at, id) < (:after_at::timestamptz, :after_id::uuid))
+ order by created_at desc, id desc
+ limit :limit::integer;
+
+-- name: list_open_runs
+-- The same for phases of open runs alone: reads `due`, which holds no done runs, however many there are.
+select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
+       shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
+       shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds
+  from due as open_run
+  join run_shown as shown on shown.id = open_run.id
+ where open_run.phase = any(:phases::text[])
+   and (:namespace::text is null or shown.namespace = :namespace::text)
+   and (:workflow::text is null or open_run.workflow = :workflow::text)
+   and (:labels::text is null or shown.labels::jsonb @> :labels::jsonb)
+   and (:after_at::timestamptz is null or (shown.created_at, shown.id) < (:after_at::timestamptz, :after_id::uuid))
+ order by shown.created_at desc, shown.id desc
+ limit :limit::integer;
+
+-- name: list_done_runs
+-- The same for phases of done runs alone. Index: run_done (phase, created_at desc, id desc), one range a phase.
+select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
+       shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
+       shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds
+  from unnest(:phases::text[]) as wanted(phase),
+       lateral (select run.id from run
+                 where run.phase = wanted.phase
+                   and (:namespace::text is null or run.namespace = :namespace::text)
+                   and (:workflow::text is null or run.workflow = :workflow::text)
+                   and (:labels::text is null or run.labels @> :labels::jsonb)
+                   and (:after_at::timestamptz is null or (run.created_at, run.id) < (:after_at::timestamptz, :after_id::uuid))
+                 order by run.created_at desc, run.id desc
+                 limit :limit::integer) as found
+  join run_shown as shown on shown.id = found.id
+ order by shown.created_at desc, shown.id desc
+ limit :limit::integer;
