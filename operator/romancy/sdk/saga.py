@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -55,12 +55,7 @@ class Saga:
         if not self._stack:
             return
         work = asyncio.create_task(self._undo_all())
-        was_cancelled: asyncio.CancelledError | None = None
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as cancelled:
-                was_cancelled = cancelled
+        was_cancelled = await _wait_uninterrupted([work])
         failed = work.result()
         if was_cancelled is not None:
             raise was_cancelled
@@ -101,6 +96,9 @@ async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]
     except CompensationFailedError as failed:
         failed.__cause__ = error if isinstance(error, Exception) else None
         return _failed(failed, Reason.COMPENSATION_FAILED)
+    except asyncio.CancelledError:
+        # A TaskGroup that was left open cancels the task that it was opened in: that is over, and all is taken back.
+        pass
     return _end_of(replay, error)
 
 
@@ -110,12 +108,27 @@ async def _end_tasks(replay: Replay) -> None:
     while left := [task for task in replay.loop.tasks.values() if task is not me and not task.done()]:
         for task in left:
             task.cancel()
-        await asyncio.wait(left)
+        await _wait_uninterrupted(left)
     for generator in replay.loop.open_generators():
+        closing = asyncio.create_task(_close(generator))
+        await _wait_uninterrupted([closing])
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            replay.report("an asynchronous generator failed while it was closed", error)  # as asyncio does
+
+
+async def _close(generator: AsyncGenerator[Any, Any]) -> None:
+    await generator.aclose()
+
+
+async def _wait_uninterrupted(tasks: Sequence["asyncio.Task[Any]"]) -> asyncio.CancelledError | None:
+    """Wait until all are done; a cancellation of the waiting task meanwhile is returned, and interrupts nothing."""
+    was_cancelled: asyncio.CancelledError | None = None
+    while any(not task.done() for task in tasks):
         try:
-            await generator.aclose()
-        except Exception as error:
-            replay.report("an asynchronous generator failed while it was closed", error)
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as cancelled:
+            was_cancelled = cancelled
+    return was_cancelled
 
 
 def _end_of(replay: Replay, error: BaseException) -> Outcome:
