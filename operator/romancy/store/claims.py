@@ -20,6 +20,7 @@ class Claims(Histories, Messages):
     """The part of the store that hands runs to workers. A worker's claims have a connection and a fence row of their own."""
 
     _claiming: dict[WorkerId, EngineConnection]
+    _losses: dict[WorkerId, dict[UUID, int]]  # claims of runs that have lost workers: an entry of theirs ends that
     _notifier: Notifier
     _turn: int
 
@@ -90,7 +91,7 @@ class Claims(Histories, Messages):
             in_hand: the number of the claim of each run that it works on, or that it is about to let go.
         """
         statement = SQL.unseen_claims(worker_id=worker_id, run_ids=list(in_hand), claims=list(in_hand.values()))
-        return [_claim_of(row) for row in await self._fetch(statement)]
+        return self._claims_of(worker_id, await self._fetch(statement))
 
     async def next_due_at(self, worker_id: WorkerId) -> datetime | None:
         """The earliest time at which a run that this worker could claim is due; in the past if one is due already."""
@@ -113,7 +114,12 @@ class Claims(Histories, Messages):
             raise WorkerFencedError(worker_id)
         if rows[0]["is_owed"]:
             self._notifier.status_owed()
-        return [_claim_of(row) for row in rows if row["id"] is not None]
+        return self._claims_of(worker_id, [row for row in rows if row["id"] is not None])
+
+    def _claims_of(self, worker_id: WorkerId, rows: Sequence[Any]) -> list[Claim]:
+        claims = [_claim_of(row) for row in rows]
+        self._losses.setdefault(worker_id, {}).update({each.run_id: each.number for each in claims if each.lost_count})
+        return claims
 
 
 def _claim_of(row: Any) -> Claim:

@@ -49,9 +49,9 @@ class _Write:
     entries: list[Entry]
     attempts: list[Attempt]
     then: Keep | LetGo | None
-    ends_losses: bool
     size_bytes: int
     futures: "list[asyncio.Future[Flushed]]" = field(default_factory=list)
+    ends_losses: bool = False  # workers were lost, and these are the first entries since
     number: int = 0  # of a begin, counted by the journal: tells a repeated flush from a second start of the same id
 
     @classmethod
@@ -63,7 +63,6 @@ class _Write:
             list(write.entries),
             list(write.attempts),
             write.then,
-            write.ends_losses,
             size,
         )
 
@@ -74,7 +73,6 @@ class _Write:
         assert not isinstance(self.then, LetGo), "the run was let go: nothing more may be written by this claim"
         self.entries += write.entries
         self.attempts += write.attempts
-        self.ends_losses |= write.ends_losses
         self.size_bytes += size
         if isinstance(write.then, Keep) and isinstance(self.then, Keep):
             self.then = replace(write.then, losses_noted=self.then.losses_noted or write.then.losses_noted)
@@ -83,10 +81,10 @@ class _Write:
 
     @property
     def act(self) -> str:
-        """The word for what happens to the due row; empty if it is not touched."""
+        """The word for what happens to the due row; empty if it is not touched, as in most flushes."""
         if self.then is not None:
             return type(self.then).__name__
-        return "Progress" if self.ends_losses and self.entries else ""
+        return "Progress" if self.ends_losses else ""
 
 
 @dataclass(slots=True)
@@ -101,8 +99,11 @@ class _Lost:
 class PostgresJournal:
     """Group commit of one worker: as many flushes side by side as it has connections, and never two of one run."""
 
-    def __init__(self, settings: DatabaseSettings, worker_id: WorkerId, notifier: Notifier) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, worker_id: WorkerId, notifier: Notifier, losses: dict[UUID, int]
+    ) -> None:
         self.flushes = 0
+        self._losses = losses  # claims of runs that have lost workers, filled by whoever claims
         self._settings, self._worker_id, self._notifier = settings, worker_id, notifier
         self._queue: dict[UUID, _Write] = {}
         self._later: dict[UUID, _Write] = {}  # of runs whose last write is on its way
@@ -145,6 +146,8 @@ class PostgresJournal:
                 queued.number = self._begins
         else:
             queued.add(write, size)
+        if write.entries and self._losses.get(write.run_id) == write.claim:
+            queued.ends_losses = True
         queued.futures.append(future)
         self._wake.set()
         return future
@@ -222,6 +225,8 @@ class PostgresJournal:
                 logger.error("run_conflicts", run_id=str(write.run_id), error=outcome.message)
                 self._refuse(write, outcome)
             else:
+                if write.ends_losses or (isinstance(write.then, LetGo) and not outcome.stays):
+                    self._losses.pop(write.run_id, None)
                 _answer(write, outcome)
                 if not outcome.began and (later := self._later.pop(write.run_id, None)) is not None:
                     _answer(later, outcome)  # it followed a begin that did not happen

@@ -28,7 +28,10 @@ class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
     def __init__(self, settings: DatabaseSettings) -> None:
         self.settings = settings
         self._claiming = {}
+        self._losses = {}
         self._turn = 0
+        self._journals: list[PostgresJournal] = []
+        self._wakeups: list[PostgresWakeups] = []
 
     async def open(self, *, is_migrating: bool = True) -> None:
         """Bring the schema up to date (or only check it), and be ready. No connection is kept before it is needed.
@@ -44,7 +47,11 @@ class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
         self._notifier = Notifier(self.settings, self._pool)
 
     async def close(self) -> None:
-        """Tell what is still to be told, and close every connection but those of journals and wakeups."""
+        """Flush what is queued, tell what is still to be told, and close every connection."""
+        for journal in self._journals:
+            await journal.close()
+        for wakeups in self._wakeups:
+            await wakeups.close()
         for worker_id in list(self._claiming):
             await self.close_worker(worker_id)
         await self._notifier.close()
@@ -58,21 +65,31 @@ class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def journal(self, worker_id: WorkerId) -> PostgresJournal:
-        """Begin to write for a worker, on fence slots 0 to journal_connections - 1. Close it before the store."""
-        return PostgresJournal(self.settings, worker_id, self._notifier)
+    async def journal(self, worker_id: WorkerId) -> PostgresJournal:
+        """Begin to write for a worker, on fence slots 0 to journal_connections - 1; ends with `close`, or with the store."""
+        journal = PostgresJournal(self.settings, worker_id, self._notifier, self._losses.setdefault(worker_id, {}))
+        self._journals.append(journal)
+        return journal
 
-    def wakeups(self, worker_id: WorkerId | None) -> PostgresWakeups:
-        """Listen for a worker, or (None) for control; `async with`, or `open` and `close`."""
+    async def wakeups(self, worker_id: WorkerId | None) -> PostgresWakeups:
+        """Listen for a worker, or (None) for control; ends with `close`, or with the store.
+
+        Raises:
+            StoreUnavailableError: there is no connection now. Once there was one, it is opened anew whenever it breaks.
+        """
         name = APPLICATION if worker_id is None else application_name(self.settings, worker_id)
-        return PostgresWakeups(self.settings, worker_id, name=name)
+        wakeups = PostgresWakeups(self.settings, worker_id, name=name)
+        await wakeups.open()
+        self._wakeups.append(wakeups)
+        return wakeups
 
     async def close_worker(self, worker_id: WorkerId) -> None:
-        """Close the connection that this worker claims on; a buried one needs it no more."""
+        """Close the connection that this worker claims on: one that was buried needs it no more."""
+        self._losses.pop(worker_id, None)
         if (connection := self._claiming.pop(worker_id, None)) is not None:
             await connection.close()
 
 
-def _keeps_the_contract(store: PostgresStore) -> tuple[interface.Store, interface.Journal, interface.Wakeups]:
+async def _keeps_the_contract(store: PostgresStore) -> tuple[interface.Store, interface.Journal, interface.Wakeups]:
     """Never called: mypy compares what is here with what was promised."""
-    return store, store.journal(0), store.wakeups(None)
+    return store, await store.journal(0), await store.wakeups(None)
