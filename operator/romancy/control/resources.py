@@ -34,7 +34,7 @@ class _Part(BaseModel):
     )
 
 
-def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
+def _rule(rule: str, message: str, **more: str) -> dict[str, JsonValue]:
     return {"rule": rule, "message": message, **more}
 
 
