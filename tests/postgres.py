@@ -53,7 +53,6 @@ class Server:
         """A new database; its name."""
         self.databases += 1
         name = f"test_{self.databases}"
-        # file_copy would force a checkpoint of the whole server for each
         await self._execute(f'create database "{name}" template "{template}"')
         return name
 
@@ -79,6 +78,11 @@ class Server:
             await connection.execute(statement)
         finally:
             await connection.close()
+
+
+def name_of(settings: DatabaseSettings) -> str:
+    """The database in the url of these settings."""
+    return settings.url.get_secret_value().rsplit("/", 1)[1]
 
 
 @contextmanager

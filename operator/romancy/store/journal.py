@@ -125,10 +125,9 @@ class PostgresJournal:
         refused as well), HistoryConflictError (I3, of this run alone), StoreUnavailableError.
         """
         future: asyncio.Future[Flushed] = asyncio.get_running_loop().create_future()
-        if self._ended is not None:
-            _fail(future, self._ended)
+        if self._ended is not None or self._is_closing:
+            _fail(future, self._ended or StoreUnavailableError("the journal of this worker is closed"))
             return future
-        assert not self._is_closing, "the journal is closing"
         if (error := self._follows_a_lost_one(write)) is not None:
             _fail(future, error)
             return future

@@ -1,0 +1,774 @@
+"""What every Store promises, told through the interface alone: PostgresStore is held to it, and MemoryStore.
+
+A subclass gives the fixtures `store`, `hands` (registers a worker) and `rewind` (lets the store's time pass).
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from romancy.errors import HistoryConflictError, PayloadRefusedError, WorkerFencedError
+from romancy.model.history import MessageKind
+from romancy.model.run import DeletionPolicy, Form, Phase, Wishes, queue_of
+from romancy.store.interface import Block, Finish, Keep, Park, Release, RunFilter, RunWrite
+from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
+from tests.store.hands import Hands, StoreWithJournal
+
+Register = Callable[..., Awaitable[Hands]]
+Rewind = Callable[[float], Awaitable[None]]
+
+
+class StoreConformance:
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    async def test_a_started_run_is_shown_as_it_was_given(self, store: StoreWithJournal) -> None:
+        wishes = Wishes(deletion_policy=DeletionPolicy.ORPHAN, ttl_seconds=60)
+        new = a_new_run(
+            namespace="shop", name="order-1", input='{"b":1,"a":-0.0,"a":"\\u0000"}', form=Form.BY_NAME, priority=7,
+            timeout_seconds=1.5, labels={"team": "ü"}, is_resource=True, wishes=wishes,
+        )  # fmt: skip
+
+        [started] = await store.start_runs([new])
+        run = await store.read_run(new.id)
+
+        assert started.run_id == new.id
+        assert started.existing is None
+        assert run is not None
+        assert (run.id, run.namespace, run.name, run.workflow) == (new.id, "shop", "order-1", "flow")
+        assert (run.input, run.form, run.priority, run.timeout_seconds) == (new.input, Form.BY_NAME, 7, 1.5)
+        assert (run.phase, run.reason, run.message, run.labels) == (Phase.PENDING, "", "", {"team": "ü"})
+        assert (run.is_resource, run.wishes, run.worker, run.python) == (True, wishes, None, None)
+        assert run.wake_at == run.created_at
+        assert run.started_at is run.finished_at is run.output is run.failure is None
+        assert await store.read_run(uuid4()) is None
+
+    async def test_starting_twice_is_starting_once(self, store: StoreWithJournal, hands: Register) -> None:
+        """I6, also for an id that stands twice in one call."""
+        first, other = a_new_run(input='{"n":1}'), a_new_run()
+        await store.start_runs([first])
+
+        started = await store.start_runs([other, a_new_run(id=first.id, input='{"n":2}'), a_new_run(id=other.id)])
+
+        assert [each.run_id for each in started] == [other.id, first.id, other.id]
+        assert started[0].existing is None
+        assert started[1].existing is not None
+        assert started[1].existing.input == '{"n":1}'
+        assert started[2].existing is not None
+        worker = await hands()
+        assert sorted(await worker.claim_ids()) == sorted([first.id, other.id])
+
+    async def test_starting_nothing_is_nothing(self, store: StoreWithJournal) -> None:
+        assert await store.start_runs([]) == []
+
+    async def test_a_delayed_run_is_due_at_its_time(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        new = a_new_run(start_at=await store.now() + timedelta(hours=1))
+        await store.start_runs([new])
+
+        assert await worker.claim() == []
+        assert await store.next_due_at(worker.id) == new.start_at
+        await rewind(3601)
+        assert await worker.claim_ids() == [new.id]
+
+    async def test_a_run_started_as_suspended_sleeps_until_it_is_resumed(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        worker = await hands()
+        new = a_new_run(is_resource=True, wishes=Wishes(suspend=True))
+        await store.start_runs([new])
+
+        run = await store.read_run(new.id)
+        assert run is not None
+        assert run.phase is Phase.SUSPENDED
+        assert await worker.claim() == []
+        await store.send([a_message(new.id, kind=MessageKind.RESUME)])
+        assert await worker.claim_ids() == [new.id]
+
+    async def test_a_name_finds_its_newest_run(self, store: StoreWithJournal) -> None:
+        older, newer = a_new_run(name="n"), a_new_run(name="n")
+        await store.start_runs([older])
+        await store.start_runs([newer])
+
+        found = await store.find_run("default", "n")
+
+        assert found is not None
+        assert found.id == newer.id
+        assert await store.find_run("other", "n") is None
+
+    async def test_lists_page_from_new_to_old(self, store: StoreWithJournal) -> None:
+        runs = [a_new_run() for _ in range(5)]
+        await store.start_runs(runs)  # all at one time: the id decides
+        everything = await store.list_runs(RunFilter(), limit=10)
+
+        pages, after = [], None
+        while page := await store.list_runs(RunFilter(after=after), limit=2):
+            pages.append([run.id for run in page])
+            after = (page[-1].created_at, page[-1].id)
+
+        assert [len(page) for page in pages] == [2, 2, 1]
+        assert [run_id for page in pages for run_id in page] == [run.id for run in everything]
+        assert [run.id for run in everything] == sorted((run.id for run in runs), reverse=True)
+
+    @pytest.mark.parametrize(
+        "phases", [set(), {Phase.PENDING, Phase.RUNNING}, {Phase.FAILED}, {Phase.FAILED, Phase.PENDING}]
+    )
+    async def test_lists_show_what_all_filters_let_through(
+        self, store: StoreWithJournal, hands: Register, phases: set[Phase]
+    ) -> None:
+        worker = await hands()
+        for namespace in ("a", "b"):
+            for workflow in ("flow", "other"):
+                for labels in ({}, {"x": "1", "y": "2"}):
+                    await store.start_runs([a_new_run(namespace=namespace, workflow=workflow, labels=labels)])
+        for claim in await worker.claim():  # of workflow flow
+            if (await store.read_run(claim.run_id)).namespace == "a":  # type: ignore[union-attr]
+                await worker.write(claim, then=Finish(Phase.FAILED, "WorkflowFailed"))
+        everything = await store.list_runs(RunFilter(), limit=100)
+        assert len(everything) == 8
+
+        for namespace in (None, "a", "c"):
+            for workflow in (None, "flow"):
+                for labels in ({}, {"x": "1"}, {"x": "2"}):
+                    where = RunFilter(namespace, workflow, frozenset(phases), labels)
+                    expected = [
+                        run.id
+                        for run in everything
+                        if namespace in (None, run.namespace)
+                        and workflow in (None, run.workflow)
+                        and (not phases or run.phase in phases)
+                        and labels.items() <= run.labels.items()
+                    ]
+                    assert [run.id for run in await store.list_runs(where, limit=100)] == expected
+
+    # --- claims -----------------------------------------------------------------------------------------------------
+
+    async def test_the_best_priority_is_claimed_first(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        runs = {priority: a_new_run(priority=priority) for priority in (0, -5, 1000, 3)}
+        await store.start_runs(list(runs.values()))
+
+        order = [(await worker.claim_ids(limit=1))[0] for _ in runs]
+
+        assert order == [runs[priority].id for priority in (1000, 3, 0, -5)]
+
+    async def test_of_equal_priority_the_longest_due_is_first(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        runs = [a_new_run() for _ in range(4)]
+        for run in runs:
+            await store.start_runs([run])
+
+        assert [(await worker.claim_ids(limit=1))[0] for _ in runs] == [run.id for run in runs]
+
+    async def test_workflows_of_equal_priority_take_turns(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands(workflows={"a": Form.WHOLE, "b": Form.WHOLE})
+        await store.start_runs([a_new_run(workflow=name) for name in "aaabbb"])
+
+        taken = "".join([(await worker.claim(limit=1))[0].workflow for _ in range(4)])
+
+        assert sorted(taken) == ["a", "a", "b", "b"]
+
+    async def test_a_run_is_claimed_once_and_only_by_who_has_its_workflow(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        worker, other, stranger = await hands(), await hands(), await hands(workflows={"other": Form.WHOLE})
+        run = a_new_run()
+        await store.start_runs([run])
+
+        assert await stranger.claim() == []
+        assert await stranger.store.next_due_at(stranger.id) is None
+        [claim] = await worker.claim()
+        assert (claim.run_id, claim.number, claim.workflow, claim.inbox_version) == (run.id, 1, "flow", 0)
+        assert (claim.phase, claim.lost_count, claim.lost_noted) == (Phase.RUNNING, 0, 0)
+        assert await worker.claim() == await other.claim() == []
+
+    async def test_a_claim_takes_no_more_than_its_limit(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        await store.start_runs([a_new_run(priority=n % 3) for n in range(9)])
+
+        assert [len(await worker.claim(limit=4)) for _ in range(4)] == [4, 4, 1, 0]
+
+    async def test_the_first_claim_begins_the_run(self, store: StoreWithJournal, hands: Register) -> None:
+        """Its clock, its Python minor and the form of its input; a later claim changes none of them."""
+        worker = await hands(workflows={"flow": Form.BY_NAME})
+        run = a_new_run(labels={"a": "b"}, timeout_seconds=9.0)
+        await store.start_runs([run])
+
+        before = await store.now()
+        [claim] = await worker.claim()
+        after = await store.now()
+        [claimed] = await store.read_claimed([claim])
+        await worker.write(claim, then=Release())
+        [again] = await (await hands()).claim()
+        [claimed_again] = await store.read_claimed([again])
+
+        assert before <= claimed.started_at <= after
+        assert (claimed.run_id, claimed.namespace, claimed.name) == (run.id, run.namespace, run.name)
+        assert (claimed.workflow, claimed.input, claimed.form) == ("flow", "{}", Form.BY_NAME)
+        assert (claimed.labels, claimed.timeout_seconds) == ({"a": "b"}, 9.0)
+        assert claimed.history == claimed.inbox == claimed.attempts == ()
+        assert claimed_again == claimed
+
+    async def test_a_given_form_is_kept(self, store: StoreWithJournal, hands: Register) -> None:
+        claim = await (await hands(workflows={"flow": Form.WHOLE})).started(form=Form.BY_NAME)
+
+        [claimed] = await store.read_claimed([claim])
+
+        assert claimed.form is Form.BY_NAME
+
+    async def test_a_run_keeps_its_python(self, store: StoreWithJournal, hands: Register) -> None:
+        """Its queue is that of model.run.queue_of: with the minor once it has begun."""
+        worker, younger = await hands(python="3.12"), await hands(python="3.13")
+        claim = await worker.started()
+        await worker.write(claim, then=Release())
+
+        assert queue_of("flow", "3.12") == "flow/3.12"
+        assert await younger.claim() == []
+        assert await store.next_due_at(younger.id) is None
+        assert await worker.claim_ids() == [claim.run_id]
+        run = await store.read_run(claim.run_id)
+        assert run is not None
+        assert run.python == "3.12"
+
+    async def test_a_claim_reads_all_that_earlier_ones_wrote(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        entries = [an_entry(1), an_entry(2, number=5, inbox=1, payload="ü", at=SOME_TIME)]
+        attempts = (an_attempt(1, 1), an_attempt(9, 1), an_attempt(9, 2))
+        message = a_message(claim.run_id, payload='{"x":1}')
+        await store.send([message])
+        await worker.write(claim, *entries, attempts=attempts, then=Park(seen=1, wake_at=SOME_TIME))
+
+        [again] = await worker.claim()
+        [claimed] = await store.read_claimed([again])
+
+        assert (again.number, again.inbox_version) == (2, 1)
+        assert list(claimed.history) == entries == await store.read_history(claim.run_id)
+        [mail] = claimed.inbox
+        assert (mail.number, mail.kind, mail.source, mail.payload) == (1, message.kind, message.source, message.payload)
+        assert claimed.attempts == (an_attempt(9, 1), an_attempt(9, 2))  # activity 1 has ended
+
+    async def test_a_claim_whose_answer_was_lost_is_found(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claims = [await worker.started() for _ in range(3)]
+        in_hand = {claims[0].run_id: claims[0].number, claims[1].run_id: claims[1].number + 1}
+
+        unseen = await store.unseen_claims(worker.id, in_hand)
+
+        assert sorted(unseen, key=str) == sorted(claims[1:], key=str)
+
+    # --- the journal --------------------------------------------------------------------------------------------------
+
+    async def test_what_is_written_is_there_in_order(self, store: StoreWithJournal, hands: Register) -> None:
+        """I4: the answer comes when the rows are durable; writes of one run that wait together are one row."""
+        worker = await hands()
+        claim = await worker.started()
+        before = worker.journal.flushes
+
+        futures = [
+            worker.journal.submit(RunWrite(claim.run_id, claim.number, entries=(an_entry(n),))) for n in range(1, 6)
+        ]
+        answers = [await future for future in futures]
+
+        assert all(not answer.stays and answer.began for answer in answers)
+        assert await store.read_history(claim.run_id) == [an_entry(n) for n in range(1, 6)]
+        assert worker.journal.flushes == before + 1
+
+    async def test_a_run_of_ones_own_needs_no_claim(self, store: StoreWithJournal, hands: Register) -> None:
+        worker, other = await hands(), await hands()
+
+        run_id, answer = await worker.begin(an_entry(1), labels={"a": "b"}, form=Form.WHOLE)
+
+        assert answer.began
+        run = await store.read_run(run_id)
+        assert run is not None
+        assert (run.phase, run.worker, run.started_at, run.python) == (Phase.RUNNING, "worker", SOME_TIME, "3.13")
+        assert (run.form, run.labels) == (Form.WHOLE, {"a": "b"})
+        assert run.created_at == SOME_TIME  # never after its start
+        assert await store.read_history(run_id) == [an_entry(1)]
+        assert await other.claim() == []
+        await worker.journal.submit(RunWrite(run_id, 1, then=Release()))
+        assert await other.claim_ids() == [run_id]
+
+    async def test_a_begin_that_is_refused_leaves_no_trace(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        run = a_new_run()
+        await store.start_runs([run])
+
+        _, answer = await worker.begin(an_entry(1), id=run.id, input='{"other":1}')
+
+        assert not answer.began
+        assert await store.read_history(run.id) == []
+        assert [claim.number for claim in await worker.claim()] == [1]
+
+    @pytest.mark.parametrize(
+        ("then", "phase", "is_due"),
+        [
+            (Park(0, None, reason="r", message="m"), Phase.WAITING, False),
+            (Park(0, SOME_TIME, Phase.COMPENSATING, reason="r", message="m"), Phase.COMPENSATING, True),
+            (Keep(Phase.COMPENSATING, "r", "m"), Phase.COMPENSATING, False),
+            (Block("r", "m", "build-1"), Phase.BLOCKED, False),
+            (Finish(Phase.SUCCEEDED, "r", "m", output="1"), Phase.SUCCEEDED, False),
+        ],
+    )
+    @pytest.mark.parametrize("is_own", [True, False])
+    async def test_what_follows_is_written_with_the_entries(
+        self, store: StoreWithJournal, hands: Register, then: Any, phase: Phase, is_due: bool, is_own: bool
+    ) -> None:
+        """In one flush, for a run that was claimed and for one that begins in it."""
+        worker = await hands()
+        if is_own:
+            run_id, answer = await worker.begin(an_entry(1), then=then)
+        else:
+            claim = await worker.started()
+            run_id, answer = claim.run_id, await worker.write(claim, an_entry(1), then=then)
+
+        run = await store.read_run(run_id)
+
+        assert not answer.stays
+        assert run is not None
+        assert (run.phase, run.reason, run.message) == (phase, "r", "m")
+        assert (run.worker is None) == (not isinstance(then, Keep))
+        assert run.is_done == (run.finished_at is not None)
+        assert run.output == (then.output if isinstance(then, Finish) else None)
+        assert (run.started_at, run.python) != (None, None)
+        assert await store.read_history(run_id) == [an_entry(1)]
+        assert await worker.claim_ids() == ([run_id] if is_due else [])
+
+    async def test_a_compensating_run_is_claimed_as_such(self, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        await worker.write(claim, then=Park(0, SOME_TIME, Phase.COMPENSATING))
+
+        [again] = await worker.claim()
+
+        assert again.phase is Phase.COMPENSATING
+
+    async def test_a_run_with_new_mail_is_not_parked(self, store: StoreWithJournal, hands: Register) -> None:
+        """I7: what the worker has seen is compared with the row itself."""
+        worker = await hands()
+        claim = await worker.started()
+        await store.send([a_message(claim.run_id)])
+
+        answer = await worker.write(claim, then=Park(seen=0, wake_at=None, reason="r"))
+        run = await store.read_run(claim.run_id)
+        parked = await worker.write(claim, then=Park(seen=1, wake_at=None))
+
+        assert answer.stays
+        assert run is not None
+        assert (run.phase, run.reason, run.worker) == (Phase.RUNNING, "", "worker")
+        assert not parked.stays
+
+    async def test_a_released_run_is_due_at_once(self, store: StoreWithJournal, hands: Register) -> None:
+        worker, heir = await hands(), await hands()
+        claim = await worker.started()
+
+        await worker.write(claim, an_entry(1), then=Release())
+        [again] = await heir.claim()
+
+        assert (again.run_id, again.number, again.lost_count) == (claim.run_id, 2, 0)
+        assert await store.unseen_claims(worker.id, {}) == []
+
+    async def test_who_let_a_run_go_can_change_it_no_more(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        await worker.write(claim, then=Release())
+        [again] = await worker.claim()
+
+        with pytest.raises(HistoryConflictError):
+            await worker.write(claim, then=Finish(Phase.FAILED))
+
+        assert (await worker.write(again, then=Finish(Phase.SUCCEEDED))) is not None
+        run = await store.read_run(claim.run_id)
+        assert run is not None
+        assert run.phase is Phase.SUCCEEDED
+
+    async def test_an_entry_never_changes(self, store: StoreWithJournal, hands: Register) -> None:
+        """I3: the same entry again is success, another at its position is a conflict of that run alone."""
+        worker = await hands()
+        claim, innocent = await worker.started(), await worker.started()
+        await worker.write(claim, an_entry(1))
+        await worker.write(claim, an_entry(1))
+
+        bad = worker.journal.submit(RunWrite(claim.run_id, claim.number, entries=(an_entry(1, payload="other"),)))
+        good = worker.journal.submit(RunWrite(innocent.run_id, innocent.number, entries=(an_entry(1),)))
+
+        with pytest.raises(HistoryConflictError):
+            await bad
+        await good
+        assert await store.read_history(claim.run_id) == [an_entry(1)]
+        assert await store.read_history(innocent.run_id) == [an_entry(1)]
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"entries": (an_entry(1, payload="a\0b"),)},
+            {"entries": (an_entry(1, name="\ud800"),)},
+            {"entries": (an_entry(1, number=2**40),)},
+            {"attempts": (an_attempt(1, 1, failure="\0"),)},
+            {"then": Keep(Phase.RUNNING, message="\0")},
+        ],
+    )
+    async def test_a_bad_value_stops_nobody_else(
+        self, store: StoreWithJournal, hands: Register, bad: dict[str, Any]
+    ) -> None:
+        worker = await hands()
+        claims = [await worker.started() for _ in range(7)]
+
+        futures = [
+            worker.journal.submit(
+                RunWrite(claim.run_id, claim.number, **(bad if nth == 3 else {"entries": (an_entry(1),)}))
+            )
+            for nth, claim in enumerate(claims)
+        ]
+
+        with pytest.raises(PayloadRefusedError):
+            await futures[3]
+        for nth, claim in enumerate(claims):
+            if nth != 3:
+                await futures[nth]
+            assert await store.read_history(claim.run_id) == ([] if nth == 3 else [an_entry(1)])
+
+    async def test_what_ran_ahead_of_a_refused_write_is_refused(self, store: StoreWithJournal, hands: Register) -> None:
+        """Else its history would have a gap. What takes the refused one's place is written."""
+        worker = await hands()
+        claim = await worker.started()
+
+        bad = worker.journal.submit(RunWrite(claim.run_id, claim.number, entries=(an_entry(1, payload="\0"),)))
+        ahead = worker.journal.submit(RunWrite(claim.run_id, claim.number, entries=(an_entry(2),)))
+
+        with pytest.raises(PayloadRefusedError):
+            await bad
+        with pytest.raises(PayloadRefusedError):
+            await ahead
+        with pytest.raises(PayloadRefusedError):
+            await worker.write(claim, an_entry(3))
+        await worker.write(claim, an_entry(1), then=Finish(Phase.FAILED, "PayloadRefused"))
+        assert await store.read_history(claim.run_id) == [an_entry(1)]
+
+    # --- inbox --------------------------------------------------------------------------------------------------------
+
+    async def test_a_message_sent_twice_is_there_once(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim, other = await worker.started(), await worker.started()
+        message = a_message(claim.run_id)
+
+        counts = [
+            await store.send([message, message]),
+            await store.send([message, a_message(claim.run_id), a_message(other.run_id, source=message.source)]),
+            await store.send([]),
+        ]
+
+        assert counts == [1, 2, 0]
+        assert [row.number for row in await store.read_inbox(claim.run_id, 0)] == [1, 2]
+        assert [row.number for row in await store.read_inbox(claim.run_id, 1)] == [2]
+        assert [row.source for row in await store.read_inbox(other.run_id, 0)] == [message.source]
+
+    async def test_runs_that_are_done_or_unknown_get_no_mail(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        await worker.write(claim, then=Finish(Phase.SUCCEEDED))
+
+        assert await store.send([a_message(claim.run_id), a_message(uuid4())]) == 0
+        assert await store.read_inbox(claim.run_id, 0) == []
+
+    @pytest.mark.parametrize(
+        ("parked_as", "woken_by"),
+        [
+            (Phase.WAITING, {MessageKind.CANCEL, MessageKind.SUSPEND, MessageKind.RESUME}),
+            (Phase.SUSPENDED, {MessageKind.CANCEL, MessageKind.RESUME}),
+            (Phase.COMPENSATING, set()),  # it waits for a retry, which nothing hurries
+            (Phase.PENDING, {MessageKind.CANCEL}),  # delayed
+            (Phase.BLOCKED, set()),
+        ],
+    )
+    @pytest.mark.parametrize("kind", list(MessageKind))
+    async def test_mail_wakes_who_waits_for_it(
+        self, store: StoreWithJournal, hands: Register, parked_as: Phase, woken_by: set[MessageKind], kind: MessageKind
+    ) -> None:
+        worker = await hands()
+        later = await store.now() + timedelta(hours=1)
+        if parked_as is Phase.PENDING:
+            run_id = a_new_run(start_at=later).id
+            await store.start_runs([a_new_run(id=run_id, start_at=later)])
+        else:
+            claim = await worker.started()
+            run_id = claim.run_id
+            await worker.write(
+                claim, then=Block("", "", "build-1") if parked_as is Phase.BLOCKED else Park(0, later, parked_as)
+            )
+
+        assert await store.send([a_message(run_id, kind=kind)]) == 1
+
+        assert await worker.claim_ids() == ([run_id] if kind in woken_by else [])
+        run = await store.read_run(run_id)
+        assert run is not None
+        if kind not in woken_by and parked_as is not Phase.BLOCKED:
+            assert run.wake_at == later
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    async def test_workers_are_listed(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands(name="w", pod_uid="p1", namespace="n", workflows={"b": Form.WHOLE, "a": Form.WHOLE})
+        other = await hands(pod_uid="p2")
+        await other.started()
+        await store.drain_worker(other.id)
+
+        first, second = await store.list_workers()
+
+        assert (first.id, first.name, first.pod_uid, first.namespace) == (worker.id, "w", "p1", "n")
+        assert (first.workflows, first.build_id, first.python, first.runs) == (("a", "b"), "build-1", "3.13", 0)
+        assert (first.is_expired, first.is_draining) == (False, False)
+        assert (second.id, second.is_draining, second.runs) == (other.id, True, 1)
+        assert await store.workers_of_pod("p2") == [other.id]
+        assert await store.workers_of_pod("") == []
+
+    async def test_who_gives_no_sign_of_life_is_expired(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker, alive = await hands(ttl_seconds=5), await hands(ttl_seconds=50)
+        await rewind(10)
+
+        assert await store.seconds_since_burial_check() >= 10
+        assert await store.expired_workers() == [worker.id]
+        assert await store.seconds_since_burial_check() < 10
+        assert await store.renew_lease(worker.id, ttl_seconds=5)
+        assert await store.expired_workers() == []
+        assert not any(row.is_expired for row in await store.list_workers())
+        assert await store.bury_worker(worker.id) == await store.bury_worker(alive.id) == []
+        assert await store.renew_lease(worker.id, ttl_seconds=5)
+
+    async def test_a_buried_worker_can_write_no_more(self, store: StoreWithJournal, hands: Register) -> None:
+        """I2: a fenced worker's write changes nothing."""
+        zombie, heir = await hands(), await hands()
+        claim = await zombie.started()
+        await zombie.write(claim, an_entry(1))
+
+        freed = await store.bury_worker(zombie.id, even_if_alive=True)
+        [inherited] = await heir.claim()
+
+        assert freed == [claim.run_id]
+        assert (inherited.number, inherited.lost_count, inherited.lost_noted) == (2, 1, 0)
+        with pytest.raises(WorkerFencedError):
+            await zombie.write(claim, an_entry(2))
+        with pytest.raises(WorkerFencedError):
+            await zombie.write(claim, then=Finish(Phase.FAILED))
+        with pytest.raises(WorkerFencedError):
+            await zombie.claim()
+        with pytest.raises(WorkerFencedError):
+            await store.claim_blocked(zombie.id, limit=1)
+        assert not await store.renew_lease(zombie.id, ttl_seconds=5)
+        assert await store.bury_worker(zombie.id, even_if_alive=True) == []
+        assert await store.read_history(claim.run_id) == [an_entry(1)]
+
+    async def test_a_run_that_ends_its_workers_is_blocked(self, store: StoreWithJournal, hands: Register) -> None:
+        """Until a worker with another build comes; losses_max is 5."""
+        claim = await (await hands()).started()
+        for lost in range(1, 6):
+            [holder] = [row.id for row in await store.list_workers()]
+            assert await store.bury_worker(holder, even_if_alive=True) == [claim.run_id]
+            worker = await hands(name="w 100%")
+            claims = await worker.claim()
+            assert [each.lost_count for each in claims] == ([lost] if lost < 5 else [])
+
+        run = await store.read_run(claim.run_id)
+        same, other = await hands(), await hands(build_id="build-2")
+
+        assert run is not None
+        assert (run.phase, run.reason, run.wake_at, run.worker) == (Phase.BLOCKED, "WorkerLost", None, None)
+        assert run.message.startswith("5 workers in a row")
+        assert "w 100%" in run.message
+        assert await store.claim_blocked(same.id, limit=9) == []
+        [taken] = await store.claim_blocked(other.id, limit=9)
+        assert (taken.run_id, taken.phase, taken.lost_count) == (claim.run_id, Phase.RUNNING, 5)
+
+    @pytest.mark.parametrize("then", [None, Keep(Phase.RUNNING), Park(0, SOME_TIME)])
+    async def test_an_entry_ends_a_row_of_losses(self, store: StoreWithJournal, hands: Register, then: Any) -> None:
+        first, second = await hands(), await hands()
+        claim = await first.started()
+        await store.bury_worker(first.id, even_if_alive=True)
+        [claim] = await second.claim()
+
+        await second.write(claim, then=Keep(Phase.RUNNING, losses_noted=True))
+        await second.write(claim, an_entry(1), then=then)
+        await store.bury_worker(second.id, even_if_alive=True)
+        [again] = await (await hands()).claim()
+
+        expected = 0 if isinstance(then, Park) else 1
+        assert (again.lost_count, again.lost_noted) == (expected, 0)
+
+    async def test_losses_that_were_noted_stay_noted(self, store: StoreWithJournal, hands: Register) -> None:
+        first, second = await hands(), await hands()
+        claim = await first.started()
+        await store.bury_worker(first.id, even_if_alive=True)
+        [claim] = await second.claim()
+
+        await second.write(claim, then=Keep(Phase.RUNNING, losses_noted=True), attempts=(an_attempt(1, 1),))
+        await store.bury_worker(second.id, even_if_alive=True)
+        [again] = await (await hands()).claim()
+
+        assert (again.lost_count, again.lost_noted) == (2, 1)
+
+    async def test_a_blocked_run_is_for_other_builds(self, store: StoreWithJournal, hands: Register) -> None:
+        """And never again for one that it was blocked with, whatever made it due meanwhile."""
+        worker, other = await hands(), await hands(build_id="build-2")
+        claim = await worker.started()
+        await worker.write(claim, then=Block("NonDeterminism", "m", "build-1"))
+
+        assert await store.claim_blocked(worker.id, limit=9) == []
+        [taken] = await store.claim_blocked(other.id, limit=9)
+        assert (taken.run_id, taken.number, taken.phase) == (claim.run_id, 2, Phase.RUNNING)
+        await other.write(taken, then=Park(0, SOME_TIME))
+        assert await worker.claim() == []
+        assert await store.next_due_at(worker.id) is None
+        assert await other.claim_ids() == [claim.run_id]
+
+    # --- resources ----------------------------------------------------------------------------------------------------
+
+    async def test_wishes_are_kept(self, store: StoreWithJournal) -> None:
+        run, plain = a_new_run(is_resource=True), a_new_run()
+        await store.start_runs([run, plain])
+        wishes = Wishes(suspend=True, cancel=True, deletion_policy=DeletionPolicy.ORPHAN, ttl_seconds=3)
+
+        await store.set_wishes({run.id: wishes, uuid4(): wishes})
+
+        [row] = await store.resources(None)
+        assert (row.run_id, row.namespace, row.name, row.phase) == (run.id, "default", run.name, Phase.PENDING)
+        assert row.wishes == wishes
+        assert await store.read_resources([run.id, plain.id, uuid4()]) == {run.id: row}
+        assert await store.resources(["other"]) == []
+        assert await store.resources(["default"]) == [row]
+
+    async def test_a_status_is_owed_until_it_was_written(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True)
+        await worker.started()  # no resource, owes nothing
+
+        [owed] = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await store.mark_mirrored({claim.run_id: owed.version})
+        nothing = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await worker.write(claim, an_entry(1))
+        unseen = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await worker.write(claim, then=Keep(Phase.COMPENSATING), attempts=(an_attempt(7, 1),))
+        [changed] = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await worker.write(claim, then=Keep(Phase.COMPENSATING, message="m"))
+        await store.mark_mirrored({claim.run_id: changed.version})
+        [still] = await store.take_unmirrored(hold_seconds=0, limit=9)
+
+        assert owed.run.phase is Phase.RUNNING
+        assert nothing == unseen == []
+        assert (changed.run.phase, changed.attempts) == (Phase.COMPENSATING, 1)
+        assert changed.version > owed.version
+        assert (still.run.message, still.version) == ("m", changed.version + 1)
+
+    async def test_the_first_status_waits_and_final_ones_come_first(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        old = await worker.started(is_resource=True)
+        await rewind(60)
+        new, short = await worker.started(is_resource=True), await worker.started(is_resource=True)
+        await worker.write(short, then=Finish(Phase.SUCCEEDED))
+
+        async def owed(limit: int) -> list[Any]:
+            return [each.run.id for each in await store.take_unmirrored(hold_seconds=30, limit=limit)]
+
+        assert await owed(9) == [short.run_id, old.run_id]
+        assert await owed(1) == [short.run_id]
+        await rewind(60)
+        assert await owed(9) == [short.run_id, old.run_id, new.run_id]
+
+    async def test_a_resource_is_looked_after_until_nothing_is_owed(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True)
+        assert len(await store.resources(None)) == 1
+
+        await worker.write(claim, then=Finish(Phase.SUCCEEDED))
+        [row] = await store.resources(None)
+        assert row.phase is Phase.SUCCEEDED
+        [owed] = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await store.mark_mirrored({claim.run_id: owed.version})
+
+        assert await store.resources(None) == []
+        assert list(await store.read_resources([claim.run_id])) == [claim.run_id]
+
+    async def test_nothing_is_owed_to_an_object_that_is_gone(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True, wishes=Wishes(ttl_seconds=0))
+
+        await store.resources_gone([claim.run_id, uuid4()])
+        await worker.write(claim, then=Finish(Phase.CANCELLED))
+
+        assert await store.take_unmirrored(hold_seconds=0, limit=9) == []
+        assert await store.resources(None) == await store.expired_resources(limit=9) == []
+        run = await store.read_run(claim.run_id)
+        assert run is not None
+        assert run.phase is Phase.CANCELLED
+
+    async def test_an_object_expires_after_its_ttl(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claims = [await worker.started(is_resource=True, wishes=Wishes(ttl_seconds=ttl)) for ttl in (10, 100, None)]
+        for claim in claims:
+            await worker.write(claim, then=Finish(Phase.SUCCEEDED))
+        await rewind(50)
+
+        assert await store.expired_resources(limit=9) == []  # the status comes first
+        owed = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await store.mark_mirrored({each.run.id: each.version for each in owed})
+        assert [row.run_id for row in await store.expired_resources(limit=9)] == [claims[0].run_id]
+        await store.set_wishes({claims[0].run_id: Wishes(ttl_seconds=1000), claims[2].run_id: Wishes(ttl_seconds=0)})
+        assert [row.run_id for row in await store.expired_resources(limit=9)] == [claims[2].run_id]
+        assert {row.run_id for row in await store.resources(None)} == {claim.run_id for claim in claims}
+        await store.resources_gone([claims[2].run_id])
+        assert await store.expired_resources(limit=9) == []
+
+    # --- health -------------------------------------------------------------------------------------------------------
+
+    async def test_runs_that_nobody_can_take_say_so(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands(python="3.12", workflows={"process_order": Form.WHOLE})
+        begun = await worker.started(workflow="process_order")
+        await worker.write(begun, then=Release())
+        await store.bury_worker(worker.id, even_if_alive=True)
+        typo, nowhere = a_new_run(workflow="proces_order", is_resource=True), a_new_run(workflow="xyz", priority=5)
+        await store.start_runs([typo, nowhere, a_new_run(start_at=await store.now() + timedelta(hours=1))])
+        await hands(python="3.13", workflows={"process_order": Form.WHOLE})
+
+        assert await store.mark_stranded() == 3
+        assert await store.mark_stranded() == 0
+
+        runs = {run.id: run for run in await store.list_runs(RunFilter(), limit=9)}
+        stranded = [runs[run_id] for run_id in (begun.run_id, typo.id, nowhere.id)]
+        assert {run.reason for run in stranded} == {"WorkflowNotRegistered"}
+        assert [run.phase for run in stranded] == [Phase.RUNNING, Phase.PENDING, Phase.PENDING]
+        assert "Python 3.12" in runs[begun.run_id].message
+        assert "'process_order'" in runs[typo.id].message
+        assert "'xyz'" in runs[nowhere.id].message
+        assert [each.run.id for each in await store.take_unmirrored(hold_seconds=0, limit=9)] == [typo.id]
+
+        await hands(workflows={"proces_order": Form.WHOLE, "xyz": Form.WHOLE})
+        assert await store.mark_stranded() == 2
+        assert {run.reason for run in await store.list_runs(RunFilter(workflow="xyz"), limit=9)} == {""}
+
+    async def test_the_backlog_is_counted(self, store: StoreWithJournal, hands: Register, rewind: Rewind) -> None:
+        worker = await hands()
+        await store.start_runs([a_new_run()])
+        await rewind(30)
+        held, blocked, waiting = await worker.started(), await worker.started(), await worker.started()
+        await worker.write(blocked, then=Block("r", "m", "build-1"))
+        await worker.write(waiting, then=Park(0, None))
+        await store.start_runs([a_new_run(workflow="other")])
+        await rewind(30)
+
+        backlog = await store.backlog()
+
+        assert held is not None
+        assert (backlog.due, backlog.held, backlog.open, backlog.blocked) == (1, 2, 5, 1)
+        assert 30 <= backlog.oldest_due_seconds < 60
