@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Final, Protocol, overload
 from pydantic import ValidationError
 
 from romancy.errors import DefinitionError, InputInvalidError, OutsideWorkflowError
-from romancy.model.codec import problems
+from romancy.model.codec import PAYLOAD_BYTES_MAX, problems
 from romancy.model.command import Outcome
 from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Form
 from romancy.replay.current import current
@@ -113,14 +113,14 @@ class Workflow[**P, R]:
         )
         return made
 
-    def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, bytes_max: int = PAYLOAD_BYTES_MAX) -> str:
         """The input as a run keeps it: the whole object, or parameters by name.
 
         Raises:
             TypeError: the arguments don't fit, as in any Python call.
             PayloadError: one can't be stored.
         """
-        text = self.signature.arguments.encode(self.signature.bind(args, kwargs))
+        text = self.signature.arguments.encode(self.signature.bind(args, kwargs), bytes_max=bytes_max)
         if self.signature.form is Form.BY_NAME or text == "{}":
             return text
         return text[text.index(":") + 1 : -1]  # {"order":{...}} -> {...}: the exact text of the one value

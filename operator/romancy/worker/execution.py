@@ -253,6 +253,7 @@ class Execution:
             commands = self._replay.advance(claimed.history, replaying=True)
         except BlockingError as error:
             return await self._block(error)
+        self._log.debug("run_claimed", entries=len(claimed.history))
         self._take(commands)
         self._note_losses()
         for each in self._activities.values():
@@ -329,7 +330,24 @@ class Execution:
                 inbox=ready.inbox,
             )
             self._entries.append(entry)  # also if the code then blocks: it happened
+            self._tell(entry)
             self._take(self._replay.advance([entry]))
+
+    def _tell(self, entry: Entry) -> None:
+        match entry.kind:
+            case Kind.ACTIVITY_COMPLETED:
+                self._log.debug(
+                    "activity_completed", activity=entry.name, number=entry.number, result=entry.payload[:80]
+                )
+            case Kind.ACTIVITY_FAILED:
+                error = _one_line(entry.payload)
+                self._log.warning("activity_failed", activity=entry.name, number=entry.number, error=error)
+            case Kind.TIMER_FIRED:
+                self._log.debug("timer_fired", number=entry.number)
+            case Kind.CANCEL_REQUESTED:
+                self._log.info("cancel_requested", cancel=entry.payload)
+            case _:
+                pass
 
     def _next_ready(self) -> _Ready | None:
         """What happened first of all that is not delivered. Takes it away."""
@@ -697,6 +715,7 @@ class Execution:
         self._raise_error()
         self._phase = phase
         self.parked_until = wait.wake_at
+        self._log.debug("run_parked", phase=phase, reason=wait.reason, detail=wait.message)
         return Left.PARKED
 
     async def _finish(self, outcome: Outcome) -> Left:

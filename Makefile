@@ -1,0 +1,57 @@
+# Romancy: what one types. `make help` lists all. Everything is installed into .venv and ~/.cache/romancy.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# The newest fit interpreter: $PYTHON, or what is on PATH, or what pyenv has (which is on no PATH).
+FOUND_PYTHON = $$(tools/find-python)
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: $(STAMP) ## The main job: apply a WorkflowRun, kill the processes that execute it, see it end
+	@$(PY) -m tools.demo
+
+check: $(STAMP) ## Format, lint, types, imports, quick tests: about a minute
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest -q tests/model tests/sdk tests/replay -k "not prefix_of_a_history"
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff format --check operator tests tools workflows
+	@$(VENV)/bin/ruff check operator tests tools workflows
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/pyright
+	@$(VENV)/bin/lint-imports
+	@$(PY) -m romancy.control.crds --check
+
+test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real processes that are killed
+	@$(PY) -m pytest
+
+format: $(STAMP) ## Format and mend what can be mended
+	@$(VENV)/bin/ruff check -q --fix operator tests tools workflows; $(VENV)/bin/ruff format operator tests tools workflows
+
+generate: $(STAMP) ## Write crds/ anew from the models
+	@$(PY) -m romancy.control.crds --write
+
+kube-bin: $(STAMP) ## Build etcd and kube-apiserver once (about 4 minutes on 2 cores)
+	@$(PY) -m tests.controlplane build
+
+wheel: $(STAMP) ## Build dist/*.whl
+	@$(PY) -m build --wheel --no-isolation
+
+requirements: $(STAMP) ## Pin all dependencies anew, with hashes
+	@$(PY) -m uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --all-extras --group test -o requirements.txt pyproject.toml
+
+clean: ## Remove what was built here (not the cache)
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(STAMP): pyproject.toml requirements.txt
+	@python=$(FOUND_PYTHON) || exit 1; \
+	echo "installing into $(VENV) with $$($$python --version)"; \
+	test -x $(PY) || $$python -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: help demo check lint test format generate kube-bin wheel requirements clean

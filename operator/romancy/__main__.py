@@ -1,0 +1,5 @@
+"""`python -m romancy`."""
+
+from romancy.cli.main import main
+
+main()

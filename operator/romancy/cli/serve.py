@@ -1,0 +1,74 @@
+"""`romancy operator`: the one process type. Worker and gateway always; control where the Lease is held."""
+
+import asyncio
+import signal
+
+from romancy.base import log, settings
+from romancy.base.clock import SystemClock
+from romancy.errors import RomancyError, SettingsError
+from romancy.gateway import server
+from romancy.store.postgres import PostgresStore
+from romancy.worker import loader
+from romancy.worker.worker import Worker
+
+LOG = log.get(__name__)
+START_AGAIN_SECONDS = 2.0
+
+
+async def run() -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
+    options = settings.load()
+    log.configure(level=options.log.level, as_json=options.log.json_lines)
+    if not options.database.url.get_secret_value():
+        raise SettingsError("no database is given", hint="set ROMANCY_DATABASE__URL or DATABASE_URL")
+    workflows = loader.load(options.workflows)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = Worker(
+        lambda: PostgresStore(options.database),
+        workflows,
+        options.worker,
+        clock=SystemClock(),
+        is_leader_expected=options.control.enabled,
+        bury_seconds=options.control.bury_seconds,
+    )
+    store = PostgresStore(options.database)
+    # Health is served before the database answers: a pod that waits for it is live, and says why it is not ready.
+    async with server.serving(server.application(store, [worker]), options.gateway):
+        if not await _started(store, worker, stop):
+            return 0
+        control = asyncio.create_task(_control(options, stop), name="control") if options.control.enabled else None
+        await stop.wait()
+        LOG.info("stop_asked")
+        # The Lease is given up at once, while activities may take their time to end.
+        await asyncio.gather(worker.drain(), *([control] if control else []))
+        await store.close()
+    return 0
+
+
+async def _started(store: PostgresStore, worker: Worker, stop: asyncio.Event) -> bool:
+    """Start when the database answers; False if it was stopped before."""
+    is_open = False
+    while not stop.is_set():
+        try:
+            if not is_open:
+                await store.open()
+                is_open = True
+            await worker.start()
+        except RomancyError as error:
+            LOG.error("start_failed", reason=error.reason, error=error.message, hint=error.hint)
+            try:
+                await asyncio.wait_for(stop.wait(), START_AGAIN_SECONDS)
+            except TimeoutError:
+                continue
+        else:
+            return True
+    return False
+
+
+async def _control(options: settings.Settings, stop: asyncio.Event) -> None:
+    from romancy.control.control import run_control
+
+    await run_control(options, stop)
