@@ -46,10 +46,13 @@ class KubeError(RomancyError):
 
     reason = "KubernetesRefused"
 
-    def __init__(self, what: str, *, code: int, word: str, text: str, retry_after_seconds: float = 0) -> None:
+    def __init__(
+        self, what: str, *, code: int, word: str, text: str, name: str = "", retry_after_seconds: float = 0
+    ) -> None:
         super().__init__(f"{what}: {code} {word}: {text}")
         self.code, self.word, self.text = code, word, text
-        self.retry_after_seconds = retry_after_seconds
+        self.name = name  # of the object that the answer is about
+        self.retry_after_seconds: float = retry_after_seconds
 
 
 class KubeUnavailableError(RomancyError):
@@ -112,7 +115,11 @@ class Kube:
             timeout=timeout,
             read_bufsize=WATCH_LINE_BYTES_MAX,
         ) as session:
-            yield cls(configuration, session)
+            try:
+                yield cls(configuration, session)
+            finally:
+                # Else each connection waits for the server's good-bye, which may come after the end of the loop.
+                await connector.close(abort_ssl=True)
 
     async def call(
         self,
@@ -209,7 +216,7 @@ class Kube:
             )
         except KubeError as error:
             # A failed test and a refused status are both 422: only the object itself can tell them apart.
-            if error.code == 404 or (error.code == 422 and not await self.is_there(target)):
+            if _is_missing(error, target) or (error.code == 422 and not await self.is_there(target)):
                 return False
             raise
         return True
@@ -219,7 +226,7 @@ class Kube:
         try:
             found = await self.call("GET", target.path)
         except KubeError as error:
-            if error.code == 404:
+            if _is_missing(error, target):
                 return False
             raise
         return bool(found["metadata"]["uid"] == str(target.uid))
@@ -230,7 +237,8 @@ class Kube:
         try:
             await self.call("DELETE", target.path, options)
         except KubeError as error:
-            if error.code not in {404, 409}:  # 409: the uid is not that of the object of this name
+            # 409: the uid is not that of the object of this name
+            if error.code != 409 and not _is_missing(error, target):
                 raise
 
     async def _headers(self, kind: str) -> dict[str, str]:
@@ -269,6 +277,11 @@ async def token_of(configuration: Any) -> str | None:
     return token
 
 
+def _is_missing(error: KubeError, target: Target) -> bool:
+    """A 404 that does not name the object says that the kind is not served, as while its definition is replaced."""
+    return error.code == 404 and error.name == target.name
+
+
 def _ssl_context(configuration: Any) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
     # A cluster's own authority often lacks what X.509 asks for to the letter, and browsers do not.
@@ -302,5 +315,6 @@ def _status_error(what: str, status: Json, *, retry_after_seconds: float) -> Kub
         code=int(status.get("code") or 0),
         word=str(status.get("reason") or "Unknown"),
         text=str(status.get("message") or ""),
+        name=str((status.get("details") or {}).get("name") or ""),
         retry_after_seconds=retry_after_seconds,
     )

@@ -19,6 +19,8 @@ from romancy.errors import RomancyError
 logger = log.get(__name__)
 
 RELEASE_SECONDS: Final = 2.0
+END_SECONDS: Final = 10.0
+"""How long the body may take to end. Whatever the leader does twice is done once (I6), so two may overlap so long."""
 BACKOFF_SECONDS_MAX: Final = 30.0
 STEADY_SECONDS: Final = 60.0
 """A body that has lasted so long is tried again at once when it ends."""
@@ -136,7 +138,7 @@ class Elector:
             is_lost = renewing.done()
             leading.cancel()
             # The lease is renewed until the body has ended, so that nobody else begins before.
-            await asyncio.wait({leading}, timeout=self._lease_seconds - self._deadline_seconds)
+            await asyncio.wait({leading}, timeout=END_SECONDS)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             if not leading.done():

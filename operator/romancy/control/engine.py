@@ -1,0 +1,266 @@
+"""The WorkflowEngine: one object that shows the engine's health, and on which the one kopf timer ticks.
+
+Made by the leader, and made again when somebody deletes it. It is not Helm's: an object whose definition is in the same
+chart can't be installed with it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import kopf
+
+from romancy.base import log
+from romancy.base.settings import ControlSettings
+from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
+from romancy.control.resources import API_VERSION, ENGINES, GROUP, VERSION, duration_of, time_of
+from romancy.errors import StoreError
+from romancy.store.interface import Backlog, Store, WorkerRow
+
+logger = log.get(__name__)
+
+EVERY_SECONDS: Final = 5.0
+"""Between two looks at workers and backlog."""
+COUNTS_SECONDS: Final = 15.0
+"""A status in which only counts have changed is written so often: each write goes to etcd."""
+WORKFLOWS_MAX: Final = 200
+NO_BACKLOG: Final = Backlog(due=0, held=0, open=0, blocked=0, oldest_due_seconds=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the status is made of. `store_error` says why the rest is unknown."""
+
+    leader: str
+    workers: tuple[WorkerRow, ...] = ()
+    backlog: Backlog = NO_BACKLOG
+    foreign: Mapping[UUID, str] = field(default_factory=dict)
+    store_error: str = ""
+    unwatched: Mapping[str, str] = field(default_factory=dict)  # kind -> why
+
+
+def status_of(health: Health, before: Json, *, generation: int, now: datetime) -> Json:
+    """The whole status. `before` gives the times of the conditions that have not changed. Pure."""
+    live = [worker for worker in health.workers if not worker.is_expired]
+    workflows = sorted({name for worker in live for name in worker.workflows})
+    old = {each["type"]: each for each in before.get("conditions") or []}
+
+    def condition(kind: str, status: str, reason: str, message: str) -> Json:
+        is_same = old.get(kind, {}).get("status") == status
+        return {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message[:1024],
+            "lastTransitionTime": old[kind]["lastTransitionTime"] if is_same else time_of(now),
+            "observedGeneration": generation,
+        }
+
+    status: Json = {
+        "observedGeneration": generation,
+        "version": engine_version(),
+        "leader": health.leader,
+        "conditions": [condition(*each) for each in _conditions(health, len(live), len(workflows))],
+    }
+    if health.store_error:  # the counts are those of before: nothing newer is known
+        kept = ("workers", "workflowCount", "workflows", "backlog")
+        return {**status, **{name: before[name] for name in kept if name in before}}
+    return {
+        **status,
+        "workers": len(live),
+        "workflowCount": len(workflows),
+        "workflows": workflows[:WORKFLOWS_MAX],
+        "backlog": {
+            "due": health.backlog.due,
+            "held": health.backlog.held,
+            "open": health.backlog.open,
+            "blocked": health.backlog.blocked,
+            "oldestDue": duration_of(health.backlog.oldest_due_seconds),
+        },
+    }
+
+
+def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, str, str, str]]:
+    away, unwatched = health.store_error, health.unwatched
+    blind = "; ".join(f"{kind}: {why}" for kind, why in sorted(unwatched.items()))
+    if away:
+        ready = ("False", "StoreUnavailable", away)
+    elif not live:
+        ready = ("False", "NoWorkers", "no worker has a valid lease; start one, or see its logs")
+    elif "workflowruns" in unwatched:
+        ready = ("False", "NotWatching", blind)
+    else:
+        ready = ("True", "Ready", f"{live} workers with {workflows} workflows")
+    others = sorted(set(health.foreign.values()))
+    return [
+        ("Ready", *ready),
+        (
+            ("StoreAvailable", "False", "StoreUnavailable", away)
+            if away
+            else ("StoreAvailable", "True", "Available", "PostgreSQL answers")
+        ),
+        ("Watching", "False", "Forbidden", blind)
+        if unwatched
+        else ("Watching", "True", "Watching", "all kinds are watched"),
+        (
+            (
+                "RunsOfOthers",
+                "True",
+                "OtherEngine",
+                f"{len(health.foreign)} runs name another engine ({', '.join(others)[:200]}) and are left alone",
+            )
+            if others
+            else ("RunsOfOthers", "False", "None", "no run names another engine")
+        ),
+    ]
+
+
+class Engine:
+    """Keeps the object there and its status true. Belongs to control's loop."""
+
+    def __init__(self, kube: Kube, settings: ControlSettings, *, leader: str) -> None:
+        self._kube, self._settings, self._leader = kube, settings, leader
+        self._path = path_of(ENGINES, namespace=settings.namespace, name=settings.engine)
+        self._target: Target | None = None
+        self._generation = 1
+        self._written: Json = {}
+        self._written_at = 0.0
+        self._missed = asyncio.Event()
+        self.store_error = ""
+        self.unwatched: dict[str, str] = {}
+
+    def missed(self) -> None:
+        """The object was deleted: make it again."""
+        self._target = None
+        self._missed.set()
+
+    async def pause(self) -> None:
+        """Wait for the next look; a deleted object is made again at once."""
+        try:
+            async with asyncio.timeout(EVERY_SECONDS):
+                await self._missed.wait()
+        except TimeoutError:
+            pass
+        self._missed.clear()
+
+    async def ensure(self) -> Target:
+        """The object, made if it is not there.
+
+        Raises:
+            KubeError: also 404 where the kind is not served.
+        """
+        if self._target is not None:
+            return self._target
+        try:
+            found = await self._kube.call("GET", self._path)
+        except KubeError as error:
+            if error.code != 404:
+                raise
+            found = await self._create()
+        metadata = found["metadata"]
+        self._generation = metadata.get("generation", 1)
+        self._written = found.get("status") or {}
+        self._target = Target(ENGINES, metadata["namespace"], metadata["name"], UUID(metadata["uid"]))
+        return self._target
+
+    async def _create(self) -> Json:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "WorkflowEngine",
+            "metadata": {"name": self._settings.engine},
+            "spec": {},
+        }
+        try:
+            created = await self._kube.call("POST", path_of(ENGINES, namespace=self._settings.namespace), body)
+        except KubeError as error:
+            if error.code != 409:  # else somebody was faster
+                raise
+            return await self._kube.call("GET", self._path)
+        logger.info("engine_created", namespace=self._settings.namespace, name=self._settings.engine)
+        return created
+
+    async def look(self, store: Store, foreign: Mapping[UUID, str]) -> Health:
+        """Ask the store how the engine is, and let it tell apart the runs that nobody can take."""
+        try:
+            await store.mark_stranded()
+            workers, backlog = tuple(await store.list_workers()), await store.backlog()
+            self.store_error = ""
+        except StoreError as error:
+            self.store_error = error.message
+            return self.blind(foreign)
+        return Health(self._leader, workers, backlog, dict(foreign), unwatched=dict(self.unwatched))
+
+    def blind(self, foreign: Mapping[UUID, str]) -> Health:
+        """What is known while the store does not answer."""
+        return Health(self._leader, foreign=dict(foreign), store_error=self.store_error, unwatched=dict(self.unwatched))
+
+    async def show(self, health: Health) -> None:
+        """Write the status if it says something new; counts alone not each time."""
+        target = await self.ensure()
+        now = asyncio.get_running_loop().time()
+        status = status_of(health, self._written, generation=self._generation, now=datetime.now(UTC))
+        if status == self._written:
+            return
+        if _without_counts(status) == _without_counts(self._written) and now < self._written_at + COUNTS_SECONDS:
+            return
+        if not await self._kube.patch_status(target, status):
+            self.missed()
+            return
+        self._written, self._written_at = status, now
+
+    async def bury_expired(self, store: Store) -> None:
+        """Bury every worker that has given no sign of life for too long: its runs go on elsewhere."""
+        for worker_id in await store.expired_workers():
+            freed = await store.bury_worker(worker_id)
+            logger.warning("worker_buried", worker_id=worker_id, runs=len(freed), why="its lease is over")
+
+
+def _without_counts(status: Json) -> Json:
+    kept = {name: value for name, value in status.items() if name != "backlog"}
+    return {**kept, "blocked": status.get("backlog", {}).get("blocked")}
+
+
+def add_handlers(
+    registry: kopf.OperatorRegistry,
+    settings: ControlSettings,
+    *,
+    tick: Callable[[], Awaitable[None]],
+    missed: Callable[[], None],
+) -> None:
+    """The timer that looks for dead workers, and the watch on the object that it ticks on; both in kopf's thread.
+
+    Args:
+        registry: must be one of `registry_without_finalizers`.
+        tick: must not fail but by what ends the engine.
+        missed: called when the object was deleted.
+    """
+    name = settings.engine
+    deleted: set[str] = set()
+
+    @kopf.timer(
+        GROUP,
+        VERSION,
+        ENGINES,
+        interval=settings.bury_seconds,
+        sharp=True,
+        backoff=settings.bury_seconds,
+        field="metadata.name",
+        value=name,
+        registry=registry,
+    )
+    async def look_for_dead_workers(uid: str, **_: Any) -> None:
+        """Bury those whose lease is over."""
+        if uid in deleted:
+            # Without a finalizer kopf does not end the timer of a deleted object; the new object has its own.
+            raise kopf.PermanentError("the object is gone")
+        await tick()
+
+    @kopf.on.event(GROUP, VERSION, ENGINES, field="metadata.name", value=name, registry=registry)
+    async def engine_seen(event: kopf.RawEvent, uid: str, **_: Any) -> None:
+        """Have a deleted object made again."""
+        if event["type"] == "DELETED":
+            deleted.add(uid)
+            missed()

@@ -1,0 +1,205 @@
+"""Rows to statuses: what has not been written yet is in the rows, so a leader's crash loses nothing."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+from romancy.base import log
+from romancy.base.settings import ControlSettings
+from romancy.control import conditions, jobs
+from romancy.control.conditions import Shown, Stalled
+from romancy.control.kube import KUBE_ERRORS, Kube, Target
+from romancy.control.resources import RUNS
+from romancy.control.runs import DONE, LOST, Seen
+from romancy.model.run import Run
+from romancy.store.interface import Store, Unmirrored, Wakeups
+
+logger = log.get(__name__)
+
+POLL_SECONDS: Final = 2.0
+"""The safety net behind Wakeups.on_mirror."""
+REFUSED_SECONDS_MAX: Final = 60.0
+WRITTEN_MAX: Final = 5000
+
+
+@dataclass(slots=True)
+class Failure:
+    """A status that could not be written, and when it is tried again."""
+
+    count: int
+    again_at: float
+
+
+class Mirror:
+    """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        settings: ControlSettings,
+        bucket: jobs.TokenBucket,
+        *,
+        gone: Callable[[Seen], None],
+    ) -> None:
+        self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
+        self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
+        self._woken = asyncio.Event()
+        self._failures: dict[UUID, Failure] = {}
+        # What a status needs and the row does not have: seen on the objects of open runs, and forgotten at their end.
+        self._generations: dict[UUID, int] = {}
+        self._stalled: dict[UUID, Stalled] = {}
+        self._owed: set[UUID] = set()
+        # Marking skips rows that a flush holds: such a version is given again, and need not be written again.
+        self._written: OrderedDict[UUID, int] = OrderedDict()
+
+    def wake(self) -> None:
+        """A status may be owed."""
+        self._woken.set()
+
+    def settled(self, seen: Seen) -> None:
+        """The store knows this state of the object: its status may say so."""
+        # The row of a changed spec may be as it was, and then nothing else would write that the change was seen.
+        is_owed = (seen.was_accepted and seen.observed_generation != seen.generation) or seen.reason == LOST
+        if seen.is_gone or (seen.phase in DONE and not is_owed):
+            self._forget(seen.uid)
+            return
+        self._generations[seen.uid] = seen.generation
+        if seen.uid not in self._stalled and (found := seen.stalled_since()) is not None:
+            self._stalled[seen.uid] = Stalled(*found)
+        if is_owed:
+            self._owed.add(seen.uid)
+            self.wake()
+
+    async def run(self, store: Store, wakeups: Wakeups) -> None:
+        """Write what is owed, for ever."""
+        wakeups.on_mirror(self.wake)
+        failures = 0
+        loop = asyncio.get_running_loop()
+        look_again_at = 0.0
+        while True:
+            self._woken.clear()
+            try:
+                count = await self.run_once(store)
+                failures = 0
+            except jobs.EXPECTED as error:
+                failures += 1
+                pause = jobs.backoff_seconds(failures)
+                logger.warning("mirror_failed", failures=failures, error=str(error), again_in_seconds=round(pause, 2))
+                await asyncio.sleep(pause)
+                continue
+            if count >= self._batch:
+                continue
+            now = loop.time()
+            until = min([now + POLL_SECONDS, *(each.again_at for each in self._failures.values())])
+            if look_again_at > now:  # a run that has just begun is held back: look when that is over
+                until = min(until, look_again_at)
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._woken.wait()
+                look_again_at = loop.time() + self._settings.status_hold_seconds
+            except TimeoutError:
+                pass
+
+    async def run_once(self, store: Store) -> int:
+        """Write one batch, final states first. Returns how many runs were owed a status."""
+        now = asyncio.get_running_loop().time()
+        owed = await store.take_unmirrored(
+            hold_seconds=self._settings.status_hold_seconds, limit=self._batch + len(self._failures)
+        )
+        ready = [
+            each for each in owed if each.run.id not in self._failures or self._failures[each.run.id].again_at <= now
+        ][: self._batch]
+        self._owed.difference_update(each.run.id for each in ready)
+        # One that was postponed, and whose status is owed no more, would be waited for in vain.
+        taken = {each.run.id for each in owed}
+        for run_id in [run_id for run_id, each in self._failures.items() if each.again_at <= now]:
+            if run_id not in taken:
+                del self._failures[run_id]
+        ready += await self._generations_owed(store, self._batch - len(ready))
+        versions: dict[UUID, int] = {}
+        at_once = asyncio.Semaphore(self._settings.status_writes_at_once)
+
+        async def write(each: Unmirrored) -> None:
+            async with at_once:
+                if self._written.get(each.run.id) == each.version or await self._write(each):
+                    versions[each.run.id] = each.version
+
+        try:
+            async with asyncio.TaskGroup() as writing:
+                for each in ready:
+                    writing.create_task(write(each))
+        finally:
+            self._remember(versions)
+        await store.mark_mirrored({run_id: version for run_id, version in versions.items() if version > 0})
+        return len(ready)
+
+    async def _generations_owed(self, store: Store, room: int) -> list[Unmirrored]:
+        """Runs whose row owes nothing, but whose object has a new generation to be acknowledged."""
+        found: list[Unmirrored] = []
+        for run_id in list(self._owed)[: max(0, room)]:
+            run = await store.read_run(run_id)
+            self._owed.discard(run_id)
+            if run is not None:
+                found.append(Unmirrored(run=run, version=0, attempts=0, is_gone=False))
+        return found
+
+    async def _write(self, each: Unmirrored) -> bool:
+        """Write one status. Returns whether nothing more is owed for this version; a failure is tried again later."""
+        run = each.run
+        now = datetime.now(UTC)
+        stalled = conditions.stalled_since(run, self._stalled.get(run.id), now)
+        shown = Shown(
+            engine=self._settings.engine,
+            generation=self._generations.get(run.id),
+            attempts=each.attempts,
+            stalled_before=stalled,
+            output_bytes_max=self._settings.output_inline_bytes_max,
+        )
+        await self._bucket.take()
+        try:
+            is_there = await self._kube.patch_status(
+                Target(RUNS, run.namespace, run.name, run.id), conditions.of_run(run, shown, now=now)
+            )
+        except KUBE_ERRORS as error:
+            self._postpone(run, error)
+            return False
+        self._failures.pop(run.id, None)
+        if not is_there:
+            logger.info("resource_gone", namespace=run.namespace, name=run.name, run_id=str(run.id))
+            self._gone(Seen.missing(run.id, run.namespace, run.name))
+        elif stalled.is_true or run.id in self._stalled:
+            self._stalled[run.id] = stalled
+        if run.is_done or not is_there:
+            self._forget(run.id)
+        return True
+
+    def _postpone(self, run: Run, error: Exception) -> None:
+        count = self._failures[run.id].count + 1 if run.id in self._failures else 1
+        pause = max(jobs.backoff_seconds(count, longest=REFUSED_SECONDS_MAX), jobs.retry_after_seconds(error))
+        self._failures[run.id] = Failure(count, asyncio.get_running_loop().time() + pause)
+        logger.warning(
+            "status_not_written",
+            namespace=run.namespace,
+            name=run.name,
+            error=str(error),
+            failures=count,
+            again_in_seconds=round(pause, 2),
+        )
+
+    def _remember(self, versions: dict[UUID, int]) -> None:
+        for run_id, version in versions.items():
+            if version > 0:
+                self._written[run_id] = version
+                self._written.move_to_end(run_id)
+        while len(self._written) > WRITTEN_MAX:
+            self._written.popitem(last=False)
+
+    def _forget(self, run_id: UUID) -> None:
+        self._generations.pop(run_id, None)
+        self._stalled.pop(run_id, None)
+        self._failures.pop(run_id, None)
+        self._owed.discard(run_id)

@@ -1,0 +1,38 @@
+"""Pods of workers that are gone: their workers are buried at once, without waiting for their leases."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import kopf
+
+from romancy.base import log
+from romancy.control.startup import WORKER_LABEL
+from romancy.store.interface import Store
+
+logger = log.get(__name__)
+
+ENDED: Final = frozenset({"Failed", "Succeeded"})
+"""Phases in which no container of a pod runs any more, or ever will."""
+
+
+def is_gone(event_type: str | None, pod: dict[str, Any]) -> bool:
+    """Whether nothing of this pod runs any more."""
+    return event_type == "DELETED" or (pod.get("status") or {}).get("phase") in ENDED
+
+
+def add_handlers(registry: kopf.OperatorRegistry, file: Callable[[str], None]) -> None:
+    """Watch the pods of workers; `file` is called with the uid of each that is gone, in kopf's thread."""
+
+    @kopf.on.event("", "v1", "pods", labels={WORKER_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod_seen(event: kopf.RawEvent, **_: Any) -> None:
+        """File a pod that is gone. Twice is once (I6); never waits, never fails."""
+        pod: dict[str, Any] = dict(event["object"])
+        if is_gone(event["type"], pod):
+            file(pod["metadata"]["uid"])
+
+
+async def bury_workers_of(store: Store, pod_uid: str) -> None:
+    """Free the runs of every worker that lived in this pod."""
+    for worker_id in await store.workers_of_pod(pod_uid):
+        freed = await store.bury_worker(worker_id, even_if_alive=True)
+        logger.info("worker_buried", worker_id=worker_id, pod_uid=pod_uid, runs=len(freed), why="its pod is gone")
