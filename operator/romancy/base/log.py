@@ -41,4 +41,4 @@ def configure(*, level: str = "INFO", as_json: bool = True) -> None:
 def get(name: str) -> Any:
     """A logger whose lines carry the name of the module that they come from."""
     # Not bound here: that would fix the configuration at import, before `configure` is called.
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(module=name)

@@ -206,7 +206,7 @@ def _render(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
     if level == "debug":
         raise structlog.DropEvent
     fields = " ".join(
-        f"{key}={value}" for key, value in event.items() if key not in {"event", "logger", "run_id", "run", "workflow"}
+        f"{key}={value}" for key, value in event.items() if key not in {"event", "module", "run_id", "run", "workflow"}
     )
     return f"{datetime.now().astimezone():%H:%M:%S} {event.get('run', '')} {name} {fields}"
 

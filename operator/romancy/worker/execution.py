@@ -134,6 +134,7 @@ class Execution:
         claimed: what to replay from.
         claim: the hold; None for a run that this process begins itself.
         begin: the run to insert with the first flush.
+        is_suspect: workers were lost while it ran; until it gets on, no other such run is taken beside it.
         on_begun: told once whether it was inserted; not told if the run is dropped before.
     """
 
@@ -145,12 +146,14 @@ class Execution:
         *,
         claim: Claim | None = None,
         begin: Begin | None = None,
+        is_suspect: bool = False,
         on_begun: Callable[[bool], object] | None = None,
     ) -> None:
         assert (claim is None) != (begin is None)
         self.run_id = claimed.run_id
         self.claim_number = claim.number if claim else 1
         self.outcome: Outcome | None = None
+        self.is_suspect = is_suspect
         self._engine, self._workflow, self._claimed = engine, workflow, claimed
         self._begin = begin
         self._on_begun = on_begun
@@ -673,6 +676,7 @@ class Execution:
                 self._tell_begun(False)
             else:
                 self._tell_begun(True)
+                self.is_suspect = self.is_suspect and not write.entries
                 for each in waiting_for_it:
                     each.is_durable = True
                 self._act(commands)

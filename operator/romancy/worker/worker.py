@@ -14,9 +14,9 @@ from romancy.base.clock import Clock
 from romancy.base.settings import WorkerSettings, python_minor, worker_name
 from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
 from romancy.model.history import InboxRow
-from romancy.model.run import NewRun
+from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
-from romancy.store.interface import Begin, Claim, ClaimedRun, Journal, NewWorker, Store, WorkerId
+from romancy.store.interface import Begin, Claim, ClaimedRun, Journal, NewWorker, Park, RunWrite, Store, WorkerId
 from romancy.store.postgres import PostgresStore
 from romancy.worker import loader
 from romancy.worker.activities import Activities
@@ -27,6 +27,8 @@ from romancy.worker.wakeups import Alarm
 LOG = log.get(__name__)
 REGISTER_AGAIN_SECONDS = 1.0
 CLAIM_MAX = 100  # runs in one statement
+SUSPECT_LOSSES = 2  # workers lost in a row with a run in hand, from which on it may be what kills them
+PUT_OFF = timedelta(seconds=2)
 
 
 class Worker:
@@ -263,6 +265,7 @@ class Worker:
             except StoreUnavailableError as error:
                 LOG.warning("claim_failed", error=error.message)
             is_slow_poll = await self._alarm.wait()
+        await self._life_ended.wait()  # what runs may end in peace
 
     async def _claim(self, *, is_slow_poll: bool) -> None:
         assert self.id is not None
@@ -304,7 +307,22 @@ class Worker:
             if run is None or workflow is None:
                 LOG.error("claimed_run_unreadable", run_id=str(claim.run_id), workflow=claim.workflow)
                 continue
-            self._hold(Execution(self, workflow, run, claim=claim))
+            if claim.lost_count >= SUSPECT_LOSSES and any(each.is_suspect for each in self._executions.values()):
+                await self._put_off(claim)
+                continue
+            self._hold(Execution(self, workflow, run, claim=claim, is_suspect=claim.lost_count >= SUSPECT_LOSSES))
+
+    async def _put_off(self, claim: Claim) -> None:
+        """One suspect at a time: a run that kills its workers must not make others look as if they did."""
+        message = (
+            f"{claim.lost_count} workers in a row were lost while it ran; it waits until another such run has left, "
+            "since only one of them may run in a worker at a time"
+        )
+        park = Park(claim.inbox_version, self.now() + PUT_OFF, reason=Reason.WORKER_LOST, message=message)
+        self._alarm.set(park.wake_at)
+        await self.journal.submit(
+            RunWrite(claim.run_id, claim.number, then=park)
+        )  # if it stays, the slow poll finds it
 
     def _hold(self, execution: Execution) -> None:
         self._executions[execution.run_id] = execution
