@@ -17,7 +17,7 @@ def postgres_server() -> Iterator[postgres.Server]:
 
 @pytest.fixture
 async def database(postgres_server: postgres.Server) -> AsyncIterator[DatabaseSettings]:
-    """Settings of a fresh database whose schema is up to date."""
+    """Settings of an empty database whose schema is up to date."""
     settings = await postgres_server.migrated_database()
     yield settings
-    await postgres_server.drop_database(postgres.name_of(settings))
+    await postgres_server.give_back(settings)

