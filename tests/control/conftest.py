@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from romancy.base.settings import ControlSettings, DatabaseSettings, Settings, WorkerSettings
 from romancy.control.control import run_control
-from romancy.model.run import Phase
+from romancy.model.run import Form, Phase
 from romancy.store.interface import Claim, Finish, Keep, Park, RunWrite
 from romancy.store.postgres import PostgresStore
 from tests.control.objects import read
@@ -34,11 +34,11 @@ class Controlled:
 
     def start(self, store_of: Callable[[], PostgresStore] | None = None) -> "asyncio.Task[None]":
         loop = asyncio.get_running_loop()
-        self.task = asyncio.create_task(
-            run_control(
-                self.settings, self.stop, store_of, led=lambda leads: loop.call_soon_threadsafe(self._led, leads)
-            )
-        )
+
+        def led(leads: bool) -> None:
+            loop.call_soon_threadsafe(self._led, leads)
+
+        self.task = asyncio.create_task(run_control(self.settings, self.stop, store_of, led=led))
         return self.task
 
     def _led(self, leads: bool) -> None:
@@ -83,8 +83,6 @@ async def store(database: DatabaseSettings) -> AsyncIterator[PostgresStore]:
 @pytest.fixture
 async def hands(store: PostgresStore) -> AsyncIterator[Hands]:
     """A registered worker that has workflow w, and executes nothing: the test says what becomes of runs."""
-    from romancy.model.run import Form
-
     worker = await Hands.of(store, name="worker-1", workflows={"w": Form.WHOLE})
     yield worker
     await worker.journal.close()
@@ -113,14 +111,15 @@ async def control(start_control: Callable[..., Awaitable[Controlled]]) -> Contro
     return await start_control()
 
 
-async def eventually[T](ask: Callable[[], Awaitable[T] | T], what: str, *, seconds: float = 10) -> T:
+async def eventually(ask: Callable[[], Any], what: str, *, seconds: float = 10) -> Any:
     """The first true answer. Control's work is in other threads and processes, so it can only be asked for."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         answer = ask()
-        found: T = await answer if isinstance(answer, Awaitable) else answer
-        if found:
-            return found
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return answer
         assert asyncio.get_running_loop().time() < deadline, f"not within {seconds:g} s: {what}"
         await asyncio.sleep(0.02)
 
@@ -134,7 +133,8 @@ async def status_where(
         thing = read(plane, namespace, name)
         return thing if "status" in thing and is_so(thing["status"]) else {}
 
-    return await eventually(ask, what, **how)
+    found: dict[str, Any] = await eventually(ask, what, **how)
+    return found
 
 
 def is_gone(plane: ControlPlane, path: str) -> bool:
@@ -150,7 +150,7 @@ def is_gone(plane: ControlPlane, path: str) -> bool:
 
 async def claimed(hands: Hands) -> Claim:
     """The one run that is due, taken by the worker."""
-    claims = await eventually(hands.claim, "a run is due")
+    claims: list[Claim] = await eventually(hands.claim, "a run is due")
     assert len(claims) == 1
     return claims[0]
 

@@ -1,8 +1,5 @@
 """From `kubectl apply` to the status and back, with the real API server and the real store."""
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
