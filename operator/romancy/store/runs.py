@@ -74,8 +74,8 @@ class Runs(Connected):
 
     async def find_run(self, namespace: str, name: str) -> Run | None:
         """The newest run of that name."""
-        row = await self._fetch_one(SQL.find_run(namespace=namespace, name=name))
-        return None if row is None else run_of(row)
+        found = await self._page(SQL.find_run(namespace=namespace, name=name))
+        return found[0] if found else None
 
     async def list_runs(self, where: RunFilter, *, limit: int) -> list[Run]:
         """Newest first (created_at, id)."""

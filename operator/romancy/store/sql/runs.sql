@@ -46,7 +46,8 @@ select id, namespace, name, workflow, input, form, priority, phase, reason, mess
  where id = any(:ids::uuid[]);
 
 -- name: find_run
--- The newest run of a name. Index: run_name (namespace, name, created_at desc).
+-- The newest run of a name. Planned with its values: a generic plan that was made while the table was empty reads all runs of
+-- the namespace, newest first, and is kept. Index: run_name (namespace, name, created_at desc).
 select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
        finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
        deletion_policy, ttl_seconds

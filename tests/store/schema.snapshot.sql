@@ -1,0 +1,224 @@
+CREATE SCHEMA romancy;
+
+CREATE TABLE romancy.attempt (
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    attempt integer NOT NULL,
+    failed_at timestamp with time zone NOT NULL,
+    next_at timestamp with time zone NOT NULL,
+    failure text NOT NULL
+);
+
+CREATE TABLE romancy.burial_check (
+    is_only boolean DEFAULT true NOT NULL,
+    checked_at timestamp with time zone NOT NULL,
+    CONSTRAINT burial_check_is_only_check CHECK (is_only)
+);
+
+CREATE TABLE romancy.due (
+    id uuid NOT NULL,
+    queue text NOT NULL,
+    workflow text NOT NULL,
+    priority smallint NOT NULL,
+    phase text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    message text DEFAULT ''::text NOT NULL,
+    worker_id bigint,
+    claim integer DEFAULT 0 NOT NULL,
+    wake_at timestamp with time zone,
+    inbox_version integer DEFAULT 0 NOT NULL,
+    started_at timestamp with time zone,
+    python text,
+    form text,
+    lost_count integer DEFAULT 0 NOT NULL,
+    lost_noted integer DEFAULT 0 NOT NULL,
+    blocked_builds text[] DEFAULT '{}'::text[] NOT NULL,
+    is_resource boolean DEFAULT false NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE romancy.fence (
+    worker_id bigint NOT NULL,
+    slot smallint NOT NULL
+);
+
+CREATE TABLE romancy.history (
+    run_id uuid NOT NULL,
+    "position" integer NOT NULL,
+    kind text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    number integer NOT NULL,
+    inbox integer,
+    name text NOT NULL,
+    digest text NOT NULL,
+    payload text NOT NULL
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.02');
+
+CREATE TABLE romancy.inbox (
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    kind text NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    source text NOT NULL,
+    payload text NOT NULL
+);
+
+CREATE TABLE romancy.migration (
+    number integer NOT NULL,
+    name text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE romancy.mirror (
+    run_id uuid NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    mirrored integer DEFAULT 0 NOT NULL,
+    mirror_at timestamp with time zone,
+    is_final boolean DEFAULT false NOT NULL
+);
+
+CREATE TABLE romancy.run (
+    id uuid NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    workflow text NOT NULL,
+    priority smallint NOT NULL,
+    labels jsonb DEFAULT '{}'::jsonb NOT NULL,
+    input text NOT NULL,
+    timeout_seconds double precision,
+    is_resource boolean DEFAULT false NOT NULL,
+    resource_gone_at timestamp with time zone,
+    wish_suspend boolean DEFAULT false NOT NULL,
+    wish_cancel boolean DEFAULT false NOT NULL,
+    deletion_policy text DEFAULT 'Cancel'::text NOT NULL,
+    ttl_seconds integer,
+    begun_by bigint,
+    begun_number integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    form text,
+    python text,
+    started_at timestamp with time zone,
+    phase text,
+    reason text,
+    message text,
+    output text,
+    failure text,
+    finished_at timestamp with time zone,
+    resource_due_at timestamp with time zone
+)
+WITH (fillfactor='90');
+
+CREATE TABLE romancy.worker (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    boot_id uuid NOT NULL,
+    pod_uid text NOT NULL,
+    namespace text NOT NULL,
+    workflows text[] NOT NULL,
+    forms text[] NOT NULL,
+    build_id text NOT NULL,
+    python text NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    is_draining boolean DEFAULT false NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE VIEW romancy.run_shown AS
+ SELECT run.id,
+    run.namespace,
+    run.name,
+    run.workflow,
+    run.input,
+    COALESCE(due.form, run.form) AS form,
+    run.priority,
+    COALESCE(due.phase, run.phase) AS phase,
+    COALESCE(due.reason, run.reason) AS reason,
+    COALESCE(due.message, run.message) AS message,
+    (run.labels)::text AS labels,
+    run.created_at,
+    COALESCE(due.started_at, run.started_at) AS started_at,
+    run.finished_at,
+    due.wake_at,
+    worker.name AS worker,
+    COALESCE(due.python, run.python) AS python,
+    run.timeout_seconds,
+    run.output,
+    run.failure,
+    run.is_resource,
+    run.wish_suspend,
+    run.wish_cancel,
+    run.deletion_policy,
+    run.ttl_seconds
+   FROM ((romancy.run
+     LEFT JOIN romancy.due ON ((due.id = run.id)))
+     LEFT JOIN romancy.worker ON ((worker.id = due.worker_id)));
+
+ALTER TABLE romancy.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME romancy.worker_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+ALTER TABLE ONLY romancy.attempt
+    ADD CONSTRAINT attempt_pkey PRIMARY KEY (run_id, number, attempt);
+
+ALTER TABLE ONLY romancy.burial_check
+    ADD CONSTRAINT burial_check_pkey PRIMARY KEY (is_only);
+
+ALTER TABLE ONLY romancy.due
+    ADD CONSTRAINT due_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.fence
+    ADD CONSTRAINT fence_pkey PRIMARY KEY (worker_id, slot);
+
+ALTER TABLE ONLY romancy.history
+    ADD CONSTRAINT history_pkey PRIMARY KEY (run_id, "position");
+
+ALTER TABLE ONLY romancy.inbox
+    ADD CONSTRAINT inbox_pkey PRIMARY KEY (run_id, number);
+
+ALTER TABLE ONLY romancy.inbox
+    ADD CONSTRAINT inbox_run_id_source_key UNIQUE (run_id, source);
+
+ALTER TABLE ONLY romancy.migration
+    ADD CONSTRAINT migration_pkey PRIMARY KEY (number);
+
+ALTER TABLE ONLY romancy.mirror
+    ADD CONSTRAINT mirror_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY romancy.run
+    ADD CONSTRAINT run_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.worker
+    ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
+
+CREATE INDEX due_blocked ON romancy.due USING btree (queue) WHERE (phase = 'Blocked'::text);
+
+CREATE INDEX due_claim ON romancy.due USING btree (priority, queue, wake_at) WHERE (wake_at IS NOT NULL);
+
+CREATE INDEX due_held ON romancy.due USING btree (worker_id) WHERE (worker_id IS NOT NULL);
+
+CREATE INDEX due_stranded ON romancy.due USING btree (queue) WHERE (reason = 'WorkflowNotRegistered'::text);
+
+CREATE INDEX mirror_owed ON romancy.mirror USING btree (is_final DESC, mirror_at) WHERE (mirror_at IS NOT NULL);
+
+CREATE INDEX run_done ON romancy.run USING btree (phase, created_at DESC, id DESC) WHERE (phase IS NOT NULL);
+
+CREATE INDEX run_labels ON romancy.run USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);
+
+CREATE INDEX run_listed ON romancy.run USING btree (created_at DESC, id DESC);
+
+CREATE INDEX run_listed_by_namespace ON romancy.run USING btree (namespace, created_at DESC, id DESC);
+
+CREATE INDEX run_name ON romancy.run USING btree (namespace, name, created_at DESC);
+
+CREATE INDEX run_resource ON romancy.run USING btree (namespace, id) WHERE (is_resource AND (resource_gone_at IS NULL));
+
+CREATE INDEX run_resource_due ON romancy.run USING btree (resource_due_at) WHERE ((resource_due_at IS NOT NULL) AND (resource_gone_at IS NULL));
+
+CREATE INDEX worker_pod ON romancy.worker USING btree (pod_uid) WHERE (pod_uid <> ''::text);

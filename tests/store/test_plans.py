@@ -1,0 +1,140 @@
+"""The plans of hot statements: through an index, whatever the statistics say, with the settings of the engine's connections."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from romancy.base.settings import DatabaseSettings
+from romancy.model.run import Phase
+from romancy.store.interface import Finish, RunWrite
+from romancy.store.pool import connect as engine_connect
+from romancy.store.queries import SQL
+from tests.builders import an_entry
+from tests.store.test_races import flush_of
+
+ON_EVERY_POSTGRES = True
+
+FLUSH = (RunWrite(uuid4(), 1, entries=(an_entry(1),), then=Finish(Phase.FAILED)),)
+HOT = {
+    "claim_runs": (SQL.claim_runs(worker_id=1, slot=1, turn=0, limit=20), {"due_claim", "fence_pkey", "worker_pkey"}),
+    "claim_blocked": (SQL.claim_blocked(worker_id=1, slot=1, limit=20), {"due_blocked", "fence_pkey"}),
+    "next_due_at": (SQL.next_due_at(worker_id=1), {"due_claim", "worker_pkey"}),
+    "read_histories": (SQL.read_histories(run_ids=[uuid4()]), {"history_pkey"}),
+    "read_inboxes": (SQL.read_inboxes(run_ids=[uuid4()], afters=[0]), {"inbox_pkey"}),
+    "read_attempts": (SQL.read_attempts(run_ids=[uuid4()]), {"attempt_pkey"}),
+    "read_begun": (SQL.read_begun(run_ids=[uuid4()]), {"due_pkey", "run_pkey"}),
+    "unseen_claims": (SQL.unseen_claims(worker_id=1, run_ids=[], claims=[]), {"due_held"}),
+    "free_runs": (
+        SQL.free_runs(worker_id=1, losses_max=5, build_id="b", message="%s", due_channel="d", mirror_channel="m"),
+        {"due_held", "due_pkey", "mirror_pkey"},
+    ),
+    "send": (
+        SQL.send(run_ids=[uuid4()], kinds=["Cancel"], sources=["s"], payloads=[""], due_channel="d", inbox_channel="i"),
+        {"due_pkey", "inbox_run_id_source_key"},
+    ),
+    "take_unmirrored": (SQL.take_unmirrored(hold_seconds=1.0, limit=10), {"mirror_owed", "run_pkey", "due_pkey"}),
+    "mark_mirrored": (SQL.mark_mirrored(run_ids=[uuid4()], versions=[1]), {"mirror_pkey"}),
+    "stranded_queues": (SQL.stranded_queues(), {"due_claim"}),
+    "expired_resources": (SQL.expired_resources(limit=10), {"run_resource_due"}),
+    "read_runs": (SQL.read_runs(ids=[uuid4()]), {"run_pkey", "due_pkey"}),
+    "renew_lease": (SQL.renew_lease(worker_id=1, ttl_seconds=1.0), {"worker_pkey"}),
+}
+SCANNED = {"worker"}  # some ten rows
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+NOTHING = {"namespace": None, "workflow": None, "labels": None, "after_at": None, "after_id": None}
+LISTED = {
+    "find_run": (SQL.find_run(namespace="n1", name="run 77"), {"run_name"}),
+    "list_any_runs": (SQL.list_any_runs(**NOTHING, phases=None, limit=20), {"run_listed"}),
+    "list_any_runs of a namespace": (
+        SQL.list_any_runs(**NOTHING | {"namespace": "n1"}, phases=None, limit=20),
+        {"run_listed_by_namespace"},
+    ),
+    "list_any_runs with a label": (
+        SQL.list_any_runs(**NOTHING | {"labels": '{"nth": "77"}'}, phases=None, limit=20),
+        {"run_labels"},
+    ),
+    "list_done_runs": (SQL.list_done_runs(**NOTHING, phases=["Failed"], limit=20), {"run_done"}),
+    "list_open_runs": (SQL.list_open_runs(**NOTHING, phases=["Blocked"], limit=20), {"run_pkey"}),
+    "resources": (SQL.resources(namespaces=["n1"]), {"run_resource"}),
+}
+
+
+async def plan_of(connection: Any, statement: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """The generic plan, as the engine gets it: prepared, and explained without being run."""
+    text, *arguments = statement
+    await connection.execute(f"prepare hot as {text}")
+    literals = ", ".join(
+        [await connection.fetchval("select quote_nullable($1::text)", as_text(each)) for each in arguments]
+    )
+    [row] = await connection.fetch(
+        f"explain (format json) execute hot({literals})" if arguments else "explain (format json) execute hot"
+    )
+    await connection.execute("deallocate hot")
+    return list(nodes(json.loads(row[0])[0]["Plan"]))
+
+
+def as_text(value: Any) -> str | None:
+    """A parameter as PostgreSQL writes it."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        quoted = [str(each).replace("\\", "\\\\").replace('"', '\\"') for each in value]
+        return (
+            "{"
+            + ",".join("null" if each is None else f'"{text}"' for each, text in zip(value, quoted, strict=True))
+            + "}"
+        )
+    return str(value)
+
+
+@pytest.mark.parametrize("name", [*HOT, "flush"])
+async def test_a_hot_statement_goes_through_its_index(name: str, database: DatabaseSettings, hands: Any) -> None:
+    worker = await hands()
+    statement, indexes = (
+        HOT[name] if name in HOT else (flush_of(worker, *FLUSH), {"fence_pkey", "due_pkey", "run_pkey"})
+    )
+    connection = await engine_connect(database)
+    try:
+        found = await plan_of(connection, statement)
+    finally:
+        await connection.close()
+
+    scanned = {node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan"}
+    assert scanned <= SCANNED
+    assert indexes <= {node.get("Index Name") for node in found}
+    assert not any(node["Node Type"] in {"Hash Join", "Merge Join"} for node in found)
+
+
+async def test_lists_go_through_their_indexes(database: DatabaseSettings) -> None:
+    """Among 20,000 runs, most of them done, with the plans that PostgreSQL makes of the values."""
+    connection = await engine_connect(database, is_listing=True)
+    await connection.execute("""
+        insert into run (id, namespace, name, workflow, priority, input, created_at, phase, labels, is_resource)
+        select gen_random_uuid(), 'n' || nth % 10, 'run ' || nth, 'flow', 0, '{}', now() - nth * interval '1 s',
+               case when nth % 100 = 0 then null when nth % 1000 = 7 then 'Failed' else 'Succeeded' end,
+               case when nth % 10 = 0 then jsonb_build_object('nth', nth::text) else '{}' end, nth % 50 = 1
+          from generate_series(1, 20000) as nth;
+        insert into due (id, queue, workflow, priority, phase)
+        select id, 'flow', 'flow', 0, case when name like '%000' then 'Blocked' else 'Waiting' end from run where phase is null;
+        analyze
+    """)
+    try:
+        found = {name: await plan_of(connection, statement) for name, (statement, _) in LISTED.items()}
+        await connection.execute("truncate run, due; analyze")
+    finally:
+        await connection.close()
+
+    for name, (_, indexes) in LISTED.items():
+        scanned = {node["Relation Name"] for node in found[name] if node["Node Type"] == "Seq Scan"}
+        assert scanned <= {"worker", "due", "mirror"}, name  # `run` is the one that grows
+        assert indexes <= {node.get("Index Name") for node in found[name]}, name
