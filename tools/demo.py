@@ -297,11 +297,7 @@ async def main() -> int:
                 await summary(stage, client, *await kills(stage, client))
         except DemoError as error:
             say(f"\033[31mFAILED\033[0m: {error}")
-            for log in folder.glob("operator-*.log"):
-                warnings = [
-                    line for line in log.read_text().splitlines() if '"level": "error"' in line or "Traceback" in line
-                ]
-                print("".join(f"          {log.stem}: {line[:300]}\n" for line in warnings[-5:]), end="")
+            print(errors_in(folder), end="")
             return 1
     say("\033[32mthe run went on after both kills, and nothing was done twice\033[0m")
     return 0

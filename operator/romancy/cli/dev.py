@@ -167,7 +167,7 @@ def _import(file: Path) -> None:
 
 # --- one line a change of state ----------------------------------------------------------------------------------------
 
-_LINES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
+_LINES: Final[dict[str, Callable[[MutableMapping[str, Any]], str]]] = {
     "run_claimed": lambda e: (
         f"{'taken up' if e['entries'] else 'started'}" + (f" from entry {e['entries']}" if e["entries"] else "")
     ),

@@ -102,7 +102,7 @@ def arguments_codec(parameters: Mapping[str, tuple[Any, bool]], *, what: str) ->
     """
     fields = {name: NotRequired[kind] if optional else kind for name, (kind, optional) in parameters.items()}
     shape: Any = cast("Callable[[str, dict[str, Any]], Any]", TypedDict)("Arguments", fields)
-    shape.__pydantic_config__ = ConfigDict(**_CONFIG, extra="forbid")
+    shape.__pydantic_config__ = _CONFIG | {"extra": "forbid"}
     return Codec(shape, what=what)
 
 

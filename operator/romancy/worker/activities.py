@@ -81,8 +81,9 @@ class Activities:
         async with self._async_slots:
             if not may_start():
                 raise _NotStarted
+            timeout = asyncio.timeout(activity.timeout_seconds)
             try:
-                async with asyncio.timeout(activity.timeout_seconds) as timeout:
+                async with timeout:
                     return await activity.call(arguments)
             except TimeoutError:
                 if not timeout.expired():

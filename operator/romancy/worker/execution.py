@@ -193,12 +193,12 @@ class Execution:
         try:
             while left is None:
                 left = await self._advance() if self._replay is not None else await self._start()
+            return left
         except RunWasThereError:
-            left = Left.EXISTS
+            return Left.EXISTS
         finally:
             if left is not Left.PARKED:
                 self.drop()
-        return left
 
     def resume(self, claim: Claim, inbox: Sequence[InboxRow]) -> None:
         """Take up a parked run that nobody has claimed since: its replay is still good."""
@@ -553,8 +553,8 @@ class Execution:
         now = self._engine.now()
         for each in list(self._activities.values()):
             each.lost = True
+            error = WorkerLostError()
             for _ in range(self._losses):
-                error = WorkerLostError()
                 each.failed += 1
                 text = failure.encode(error)
                 row = Attempt(each.command.number, each.failed, text, now, now)

@@ -1,0 +1,97 @@
+# pyright: reportUnnecessaryTypeIgnoreComment=error
+"""What editors and type checkers see of the public API. Checked by mypy and pyright, never run.
+
+An ignore comment that is not needed is an error in both: so each wrong call below is refused by both.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_type
+
+from romancy import Activity, App, Client, Handle, RetryPolicy, Workflow, WorkflowContext, activity, workflow
+
+
+@dataclass
+class Order:
+    id: str
+
+
+@dataclass
+class Reservation:
+    order: str
+
+
+@activity(retry=RetryPolicy(max_attempts=3), timeout=30)
+async def reserve(order: Order) -> Reservation:
+    return Reservation(order.id)
+
+
+@reserve.compensate
+async def release(reservation: Reservation) -> None: ...
+
+
+@reserve.compensate(retry=RetryPolicy(max_attempts=9))
+def release_later(reservation: Reservation) -> int:
+    return 1
+
+
+@reserve.compensate  # type: ignore[arg-type]
+async def takes_something_else(order: Order) -> None: ...
+
+
+@activity
+def notify(order: Order, *, loud: bool = False) -> int:
+    return 1
+
+
+@activity(name="other")
+def named(order: Order) -> str:
+    return order.id
+
+
+@workflow
+async def ship(order: Order) -> str:
+    return order.id
+
+
+@workflow
+async def process(ctx: WorkflowContext, order: Order, note: str = "") -> list[int]:
+    call: Coroutine[Any, Any, Reservation] = reserve(order)
+    assert_type(await call, Reservation)
+    assert_type(await reserve(order), Reservation)
+    assert_type(await notify(order), int)
+    assert_type(await notify(order, loud=True), int)
+    assert_type(await named(order), str)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(notify(order))
+    assert_type(task.result(), int)
+    ctx.compensate(release, Reservation("1"))
+    await reserve("order")  # type: ignore[arg-type]
+    await reserve()  # type: ignore[call-arg]
+    await notify(order, loud="yes")  # type: ignore[arg-type]
+    return [await notify(order)]
+
+
+@workflow(name="named")
+async def with_name(ctx: WorkflowContext) -> None: ...
+
+
+plain: Activity[[Order], Reservation] = reserve
+assert_type(release, Activity[[Reservation], None])
+assert_type(release_later, Activity[[Reservation], int])
+another: Workflow[[Order], str] = ship
+assert_type(with_name, Workflow[[], None])
+
+
+async def start(app: App, client: Client) -> None:
+    handle = await app.start(process, Order("1"), note="n")
+    assert_type(handle, Handle[list[int]])
+    assert_type(await handle.result(), list[int])
+    assert_type(await client.start(ship, Order("1")), Handle[str])
+    options = ship.options(id="order-1", labels={"a": "b"}, priority=3, delay=timedelta(hours=1))
+    assert_type(await (await client.start(options, Order("1"))).result(), str)
+    await app.start(process, "order")  # type: ignore[arg-type]
+    await app.start(process)  # type: ignore[call-arg]
+    await client.start(with_name, 1)  # type: ignore[call-arg]
