@@ -18,7 +18,7 @@ import kopf
 
 from romancy.base import log
 from romancy.base.settings import Settings, worker_name
-from romancy.control import engine, jobs, pods, runs, startup, ttl
+from romancy.control import engine, jobs, loops, pods, runs, startup, ttl
 from romancy.control.engine import Engine
 from romancy.control.intake import Intake
 from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, path_of
@@ -78,7 +78,7 @@ async def run_control(
     def run() -> None:
         error: BaseException | None = None
         try:
-            asyncio.run(main())
+            loops.run(main())
         except BaseException as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the caller's loop has ended without waiting for us

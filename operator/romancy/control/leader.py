@@ -148,7 +148,7 @@ class Elector:
             if is_lost:
                 logger.warning("leadership_lost", identity=self.identity, lease=self._name)
             else:
-                await self._release(holding.lease)
+                await self._release(holding)
         return failed
 
     async def _win(self) -> tuple[Lease, float]:
@@ -228,15 +228,24 @@ class Elector:
         holding.lease = found
         return True
 
-    async def _release(self, lease: Lease) -> None:
+    async def _release(self, holding: "Holding") -> None:
         """Say that nobody leads: followers see it at once."""
-        spec = self._spec(replace(lease, holder="", seconds=1), is_new=False)
         try:
-            await self._put(lease, spec, seconds=RELEASE_SECONDS)
+            try:
+                await self._give_up(holding.lease)
+            except KubeError as error:
+                # A renewal was on its way when it was cancelled, and may have been done.
+                if error.code != 409 or not await self._is_still_ours(holding):
+                    raise
+                await self._give_up(holding.lease)
         except KUBE_ERRORS as error:
             logger.warning("lease_not_released", lease=self._name, error=str(error), hint="it expires by itself")
         else:
             logger.info("leadership_released", identity=self.identity, lease=self._name)
+
+    async def _give_up(self, lease: Lease) -> None:
+        spec = self._spec(replace(lease, holder="", seconds=1), is_new=False)
+        await self._put(lease, spec, seconds=RELEASE_SECONDS)
 
     async def _read(self) -> Lease | None:
         try:

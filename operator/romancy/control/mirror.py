@@ -79,7 +79,7 @@ class Mirror:
         wakeups.on_mirror(self.wake)
         failures = 0
         loop = asyncio.get_running_loop()
-        look_again_at = 0.0
+        look_again_at = loop.time() + self._settings.status_hold_seconds  # what began before may be held back still
         while True:
             self._woken.clear()
             try:
@@ -90,6 +90,7 @@ class Mirror:
                 pause = jobs.backoff_seconds(failures)
                 logger.warning("mirror_failed", failures=failures, error=str(error), again_in_seconds=round(pause, 2))
                 await asyncio.sleep(pause)
+                look_again_at = loop.time() + self._settings.status_hold_seconds
                 continue
             if count >= self._batch:
                 continue

@@ -17,6 +17,7 @@ from kopf._core.intents.registries import SpawningRegistry
 
 from romancy.base import log
 from romancy.base.settings import ControlSettings
+from romancy.control import loops
 from romancy.control.kube import read_configuration, token_of
 from romancy.control.resources import RUNS
 from romancy.control.runs import UNFINISHED
@@ -104,7 +105,7 @@ async def run_kopf(
     def run() -> None:
         error: BaseException | None = None
         try:
-            asyncio.run(_operator(registry, stop, namespaces))
+            loops.run(_operator(registry, stop, namespaces))
         except BaseException as raised:
             error = raised
         with _closed_loop_ignored():
