@@ -196,6 +196,9 @@ class Execution:
             return left
         except RunWasThereError:
             return Left.EXISTS
+        except PayloadRefusedError as error:
+            await self._refused(error)
+            return Left.FINISHED
         finally:
             if left is not Left.PARKED:
                 self.drop()
@@ -671,6 +674,7 @@ class Execution:
                 return
             if (error := done.exception()) is not None:
                 self._error = self._error or error
+                self._begin = write.begin  # refused with all the rest of it
             elif not done.result().began:
                 self._error = self._error or RunWasThereError()
                 self._tell_begun(False)
@@ -692,27 +696,30 @@ class Execution:
     async def _write(self, then: LetGo) -> Flushed:
         future = self._submit(then)
         assert future is not None
-        try:
-            return await asyncio.shield(future)
-        except PayloadRefusedError as error:
-            return await self._refused(error)
+        return await asyncio.shield(future)
 
-    async def _refused(self, error: PayloadRefusedError) -> Flushed:
+    async def _refused(self, error: PayloadRefusedError) -> None:
         """What the run has to store is refused: it fails alone, with what can be stored."""
         self._log.error("payload_refused", error=error.message)
         self.outcome = Outcome(
             End.FAILED, failure=failure.encode(error), reason=Reason.PAYLOAD_REFUSED, message=error.message
         )
-        return await self._engine.journal.submit(RunWrite(self.run_id, self.claim_number, then=_finish(self.outcome)))
+        write = RunWrite(self.run_id, self.claim_number, begin=self._begin, then=_finish(self.outcome))
+        await self._engine.journal.submit(write)
+        self._tell_begun(True)
 
     async def _park(self, wait: waiting.Waiting) -> Left | None:
         is_compensating = any(each.command.is_compensation for each in self._activities.values())
         waits_as = Phase.COMPENSATING if is_compensating else Phase.WAITING
         phase = Phase.SUSPENDED if self._is_held() else waits_as
-        park = Park(seen=self.seen, wake_at=wait.wake_at, phase=phase, reason=wait.reason, message=wait.message)
+        park = Park(
+            seen=self.seen,
+            wake_at=wait.wake_at,
+            phase=phase,
+            reason=wait.reason,
+            message=waiting.storable(wait.message),
+        )
         flushed = await self._write(park)
-        if self.outcome is not None:
-            return Left.FINISHED
         if flushed.stays:
             self._has_news = True
             return None
@@ -757,7 +764,7 @@ class RunWasThereError(RomancyError):
 
 def _finish(outcome: Outcome) -> Finish:
     phase = {End.SUCCEEDED: Phase.SUCCEEDED, End.FAILED: Phase.FAILED, End.CANCELLED: Phase.CANCELLED}[outcome.end]
-    return Finish(phase, outcome.reason, outcome.message, outcome.payload, outcome.failure)
+    return Finish(phase, outcome.reason, waiting.storable(outcome.message), outcome.payload, outcome.failure)
 
 
 def _one_line(text: str) -> str:

@@ -57,3 +57,8 @@ def of(timers: Mapping[int, datetime], backoffs: Mapping[int, Backoff], timeout_
         "the workflow awaits something that nothing will ever bring: no activity or timer is open" + until,
         wake_at,
     )
+
+
+def storable(text: str) -> str:
+    """A text for people as PostgreSQL can hold it: without NUL and lone surrogates, which are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -3,6 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from enum import Enum
+
+
+class Woken(Enum):
+    """Why a worker looks."""
+
+    RUNG = "rung"
+    DUE = "due"
+    POLL = "poll"
 
 
 class Alarm:
@@ -31,24 +40,24 @@ class Alarm:
             self._at = moment
             self._changed.set()
 
-    async def wait(self) -> bool:
-        """Until there is reason to look; True if the slow poll is due."""
+    async def wait(self) -> Woken:
+        """Until there is reason to look."""
         loop = asyncio.get_running_loop()
         while True:
             if loop.time() >= self._poll_at:
                 self._poll_at = loop.time() + self._poll_seconds
                 self._is_rung = False
-                return True
+                return Woken.POLL
             seconds = self._poll_at - loop.time()
             if self._at is not None:
                 due_seconds = (self._at - self._now()).total_seconds()
                 if due_seconds <= 0:
                     self._at = None
-                    self._is_rung = True
+                    return Woken.DUE
                 seconds = min(seconds, max(0.0, due_seconds))
             if self._is_rung:
                 self._is_rung = False
-                return False
+                return Woken.RUNG
             self._changed.clear()
             try:
                 async with asyncio.timeout(seconds):

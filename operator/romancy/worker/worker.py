@@ -22,13 +22,14 @@ from romancy.worker import loader
 from romancy.worker.activities import Activities
 from romancy.worker.execution import Execution, Left
 from romancy.worker.lease import Lease
-from romancy.worker.wakeups import Alarm
+from romancy.worker.wakeups import Alarm, Woken
 
 LOG = log.get(__name__)
 REGISTER_AGAIN_SECONDS = 1.0
 CLAIM_MAX = 100  # runs in one statement
 SUSPECT_LOSSES = 2  # workers lost in a row with a run in hand, from which on it may be what kills them
 PUT_OFF = timedelta(seconds=2)
+LOOK_AGAIN = timedelta(milliseconds=5)
 
 
 class Worker:
@@ -258,18 +259,18 @@ class Worker:
 
     async def _fill(self) -> None:
         """Claim whenever there is reason to, as much as there are slots."""
-        is_slow_poll = True  # what was ours in an earlier life is nobody's; but what is due may be old
+        woken = Woken.POLL  # nobody has told this worker what is due
         while not self.is_draining:
             try:
-                await self._claim(is_slow_poll=is_slow_poll)
+                await self._claim(woken)
             except StoreUnavailableError as error:
                 LOG.warning("claim_failed", error=error.message)
-            is_slow_poll = await self._alarm.wait()
+            woken = await self._alarm.wait()
         await self._life_ended.wait()  # what runs may end in peace
 
-    async def _claim(self, *, is_slow_poll: bool) -> None:
+    async def _claim(self, woken: Woken) -> None:
         assert self.id is not None
-        if is_slow_poll:
+        if woken is Woken.POLL:
             await self._measure_offset()
             in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
             unseen = await self._store.unseen_claims(self.id, in_hand)
@@ -282,8 +283,10 @@ class Worker:
             await self._take(claims)
             if len(claims) < min(free, CLAIM_MAX):
                 break
-        if is_slow_poll or self._was_full:
-            self._alarm.set(await self._store.next_due_at(self.id))
+        if woken is not Woken.RUNG or self._was_full:
+            # Our clock may be a little ahead of the database's: what was due for us may be due for it in a moment.
+            due_at = await self._store.next_due_at(self.id)
+            self._alarm.set(due_at and max(due_at, self.now() + LOOK_AGAIN))
         self._was_full = self._free_slots() <= 0
 
     async def _take(self, claims: Sequence[Claim]) -> None:
