@@ -40,6 +40,13 @@ class Failure:
     reason: str = ""
 
 
+# What builtin exceptions keep beside their arguments, and is plain data. (`obj` of an AttributeError is not.)
+_MEMBERS: Final[tuple[tuple[type[Exception], tuple[str, ...]], ...]] = (
+    (ImportError, ("name", "path")),
+    (NameError, ("name",)),
+    (AttributeError, ("name",)),
+)
+
 # Classes may be rebuilt only from modules that were loaded when the workflows had been: what an activity imports later
 # is loaded here and perhaps not where the run is replayed.
 _known_modules: frozenset[str] | None = None
@@ -91,7 +98,10 @@ def _data(error: BaseException, depth: int) -> dict[str, Any]:
     if reason := getattr(type(error), "reason", ""):
         data["reason"] = str(reason)
     try:
-        data["args"] = [_tagged(value, depth) for value in error.args]
+        data["args"] = [_tagged(value, depth) for value in _arguments(error)]
+        members = {key: getattr(error, key, None) for kind, keys in _MEMBERS if isinstance(error, kind) for key in keys}
+        if members := {key: _tagged(value, depth) for key, value in members.items() if value is not None}:
+            data["members"] = members
         state = {key: _tagged(value, depth) for key, value in vars(error).items() if key != "__notes__"}
         if state:
             data["state"] = state
@@ -102,6 +112,17 @@ def _data(error: BaseException, depth: int) -> dict[str, Any]:
     if isinstance(error.__cause__, Exception) and depth < DEPTH_MAX:
         data["cause"] = _data(error.__cause__, depth + 1)
     return data
+
+
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    """What makes it: OSError keeps its file names beside `args`."""
+    if isinstance(error, OSError) and error.filename is not None and len(error.args) == 2:
+        return (
+            (*error.args, error.filename)
+            if error.filename2 is None
+            else (*error.args, error.filename, None, error.filename2)
+        )
+    return error.args
 
 
 def _foreign(error: BaseException) -> dict[str, Any]:
@@ -157,7 +178,10 @@ def _rebuilt(data: dict[str, Any]) -> Exception | None:
         args = tuple(_untagged(value) for value in data["args"])
         error = base.__new__(kind, *args)
         base.__init__(error, *args)  # type: ignore[misc]  # the builtin's, on purpose
-        error.args = args
+        if not isinstance(error, OSError):
+            error.args = args
+        for key, value in data.get("members", {}).items():
+            setattr(error, key, _untagged(value))
         vars(error).update({key: _untagged(value) for key, value in data.get("state", {}).items()})
     except Exception:
         return None
@@ -289,7 +313,7 @@ def _class(name: str) -> type | None:
             found: Any = sys.modules[module]
             for part in parts[cut:]:
                 found = getattr(found, part, None)
-            if isinstance(found, type) and _name(found) == name:
+            if isinstance(found, type) and _name(found) == name and found.__module__ == module:
                 return found
     return None
 
