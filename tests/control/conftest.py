@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from romancy.base.settings import ControlSettings, DatabaseSettings, Settings, WorkerSettings
 from romancy.control.control import run_control
 from romancy.model.run import Form, Phase
-from romancy.store.interface import Claim, Finish, Keep, Park, RunWrite
+from romancy.store.interface import Claim, Finish, Park, RunWrite
 from romancy.store.postgres import PostgresStore
 from tests.control.objects import read
-from tests.controlplane.fixtures import cluster, namespace
+from tests.controlplane.fixtures import another_namespace, cluster, namespace
 from tests.controlplane.plane import ApiError, ControlPlane
 from tests.store.hands import Hands
 
-__all__ = ["cluster", "namespace"]
+__all__ = ["another_namespace", "cluster", "namespace"]
 
 
 @dataclass
@@ -161,18 +160,8 @@ async def finish(hands: Hands, claim: Claim, phase: Phase = Phase.SUCCEEDED, **h
     await hands.journal.submit(RunWrite(claim.run_id, claim.number, then=Finish(phase, **how)))
 
 
-async def keep(hands: Hands, claim: Claim, phase: Phase, **how: Any) -> None:
-    """Hold on to a run, and change what is shown of it."""
-    await hands.journal.submit(RunWrite(claim.run_id, claim.number, then=Keep(phase, **how)))
-
-
 async def park(hands: Hands, claim: Claim, **how: Any) -> None:
     """Put a waiting run away."""
     how.setdefault("seen", claim.inbox_version)
     how.setdefault("wake_at", None)
     await hands.journal.submit(RunWrite(claim.run_id, claim.number, then=Park(**how)))
-
-
-def with_url(settings: DatabaseSettings, url: str) -> DatabaseSettings:
-    """The same database elsewhere."""
-    return settings.model_copy(update={"url": SecretStr(url)})

@@ -11,6 +11,7 @@ import pytest
 from romancy.base.settings import Settings
 from romancy.model.history import MessageKind
 from romancy.model.run import Phase
+from romancy.store.interface import Claim
 from romancy.store.postgres import PostgresStore
 from tests.control.conftest import (
     Controlled,
@@ -344,6 +345,48 @@ async def test_too_large_an_input_is_refused_in_the_status(
     assert condition(shown, "Accepted")["reason"] == "TooLarge"
     assert "the limit is 1,024" in shown["status"]["message"]
     assert await store.read_run(UUID(made["metadata"]["uid"])) is None
+
+
+async def test_a_text_that_the_database_refuses_stops_nobody_else(
+    cluster: ControlPlane,
+    namespace: str,
+    hands: Hands,
+    start_control: Callable[..., Awaitable[Controlled]],
+) -> None:
+    for name, workflow in (("good-1", "w"), ("bad", "w\0"), ("good-2", "w")):
+        create(cluster, namespace, a_run(name, workflow=workflow))
+    await start_control()  # so that one batch has all three
+
+    shown = await status_where(cluster, namespace, "bad", lambda status: status["phase"] == "Failed", "it is refused")
+    claims = await eventually(hands.claim, "the others are due")
+
+    assert len(claims) == 2
+    assert condition(shown, "Accepted")["reason"] == "SpecInvalid"
+
+
+async def test_a_whole_cluster_is_watched_where_no_namespaces_are_given(
+    cluster: ControlPlane,
+    namespace: str,
+    another_namespace: str,
+    hands: Hands,
+    start_control: Callable[..., Awaitable[Controlled]],
+) -> None:
+    early = create(cluster, another_namespace, a_run("early"))
+    await start_control(watch_namespaces=())
+    late = create(cluster, another_namespace, a_run("late"))
+    wanted = {UUID(each["metadata"]["uid"]) for each in (early, late)}
+    found: dict[UUID, Claim] = {}
+
+    async def both() -> bool:
+        found.update({claim.run_id: claim for claim in await hands.claim()})  # also those of other tests' namespaces
+        return wanted <= found.keys()
+
+    await eventually(both, "both are due")
+    for run_id in wanted:
+        await finish(hands, found[run_id])
+
+    for name in ("early", "late"):
+        await status_where(cluster, another_namespace, name, lambda status: status["phase"] == "Succeeded", "it ended")
 
 
 async def test_another_engines_objects_are_left_alone(

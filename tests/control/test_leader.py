@@ -37,6 +37,7 @@ class Candidate:
             lease_seconds=lease_seconds,
             renew_deadline_seconds=lease_seconds * 0.7,
             retry_seconds=0.2,
+            end_seconds=0.3,
         )
         self.leads, self.ended = asyncio.Event(), asyncio.Event()
         self.began_at = self.ended_at = 0.0

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 @pytest.fixture
 def namespace(cluster: ControlPlane) -> Iterator[str]:
     """A fresh namespace. Its deletion is not waited for: it takes 5 s."""
+    with new_namespace(cluster) as name:
+        yield name
+
+
+@pytest.fixture
+def another_namespace(cluster: ControlPlane) -> Iterator[str]:
+    """A second one."""
+    with new_namespace(cluster) as name:
+        yield name
+
+
+@contextmanager
+def new_namespace(plane: ControlPlane) -> Iterator[str]:
+    """A namespace that is deleted at the end, unless it is gone already."""
     name = f"t-{uuid.uuid4().hex[:8]}"
-    cluster.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     yield name
     try:
-        cluster.call("DELETE", f"/api/v1/namespaces/{name}")
+        plane.call("DELETE", f"/api/v1/namespaces/{name}")
     except ApiError as error:
-        if error.code != 404:  # the test may have deleted it itself
+        if error.code not in {404, 409}:  # the test may have deleted it itself
             raise
 
 

@@ -70,6 +70,7 @@ class Elector:
         lease_seconds: float,
         renew_deadline_seconds: float,
         retry_seconds: float,
+        end_seconds: float = END_SECONDS,
     ) -> None:
         """A candidate of that identity, which must differ from that of every other process, also of one before.
 
@@ -77,17 +78,16 @@ class Elector:
             lease_seconds: how long others wait for a leader that gives no sign; Kubernetes keeps whole seconds.
             renew_deadline_seconds: a leader that could not renew for so long stops by itself; shorter than the lease.
             retry_seconds: between two tries of anything that failed, give or take 20 %.
+            end_seconds: how long the body may take to end when it is cancelled.
         """
         assert 0 < retry_seconds <= renew_deadline_seconds < lease_seconds
         self.identity = identity
         self.is_leader = False
         self.holder = ""  # as last seen
         self._kube, self._namespace, self._name = kube, namespace, name
-        self._lease_seconds, self._deadline_seconds, self._retry_seconds = (
-            max(1, round(lease_seconds)),
-            renew_deadline_seconds,
-            retry_seconds,
-        )
+        self._lease_seconds = max(1, round(lease_seconds))
+        self._deadline_seconds, self._retry_seconds = renew_deadline_seconds, retry_seconds
+        self._end_seconds = end_seconds
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases"
         self._path = f"{self._collection}/{quote(name)}"
 
@@ -138,7 +138,7 @@ class Elector:
             is_lost = renewing.done()
             leading.cancel()
             # The lease is renewed until the body has ended, so that nobody else begins before.
-            await asyncio.wait({leading}, timeout=END_SECONDS)
+            await asyncio.wait({leading}, timeout=self._end_seconds)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             if not leading.done():

@@ -33,6 +33,7 @@ def add_handlers(registry: kopf.OperatorRegistry, file: Callable[[str], None]) -
 
 async def bury_workers_of(store: Store, pod_uid: str) -> None:
     """Free the runs of every worker that lived in this pod."""
-    for worker_id in await store.workers_of_pod(pod_uid):
-        freed = await store.bury_worker(worker_id, even_if_alive=True)
-        logger.info("worker_buried", worker_id=worker_id, pod_uid=pod_uid, runs=len(freed), why="its pod is gone")
+    if worker_ids := await store.workers_of_pod(pod_uid):
+        logger.info("pod_gone", pod_uid=pod_uid, workers=worker_ids)
+    for worker_id in worker_ids:
+        await store.bury_worker(worker_id, even_if_alive=True)

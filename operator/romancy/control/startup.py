@@ -5,6 +5,7 @@ arm a SIGKILL. All that is avoided here, and pinned by tests/control/test_startu
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import kopf
+from kopf._cogs.structs.references import Insights
 from kopf._core.intents.causes import SpawningCause
 from kopf._core.intents.registries import SpawningRegistry
 
@@ -33,6 +35,10 @@ STOP_SECONDS: Final = 8.0
 """kopf ends within 0.1 s; more when a handler of ours hangs, for which it waits 5 s."""
 
 
+READY_SECONDS: Final = 2.0
+"""kopf knows the kinds within 0.3 s, if the API server answers."""
+
+
 class KopfStuckError(RomancyError):
     """kopf did not end when it was told to."""
 
@@ -43,7 +49,7 @@ class NoFinalizerTimers(SpawningRegistry):
     """Timers without a finalizer on their object: else its deletion, and its namespace's, would need a living operator."""
 
     def requires_finalizer(self, cause: SpawningCause, excluded: Any = frozenset()) -> bool:
-        """Never. A timer whose object is gone must be ended by its handler."""
+        """Never. The timer of a deleted object must be ended by its filter."""
         return False
 
 
@@ -96,7 +102,7 @@ async def run_kopf(
     _add_login(registry, settings)
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
-    stop = threading.Event()
+    stop = Stop()
 
     def tell(error: BaseException | None) -> None:
         if not ended.done():
@@ -117,7 +123,7 @@ async def run_kopf(
     try:
         error = await asyncio.shield(ended)
     except asyncio.CancelledError:
-        stop.set()
+        stop.ask()
         done, _ = await asyncio.wait({ended}, timeout=STOP_SECONDS)
         if not done:
             raise KopfStuckError(
@@ -129,9 +135,57 @@ async def run_kopf(
         raise error
 
 
-async def _operator(registry: kopf.OperatorRegistry, stop: threading.Event, namespaces: Sequence[str]) -> None:
+class Stop:
+    """Asked for in our thread, and given to kopf in its own when it can take it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+
+    def ask(self) -> None:
+        """From any thread, at any time."""
+        with self._lock:
+            self._asked = True
+            if self._loop is not None and self._event is not None:
+                with contextlib.suppress(RuntimeError):  # kopf has ended by itself, and its loop with it
+                    self._loop.call_soon_threadsafe(self._event.set)
+
+    def here(self) -> asyncio.Event:
+        """The event of the loop that this is called in."""
+        with self._lock:
+            self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+            if self._asked:
+                self._event.set()
+            return self._event
+
+
+async def _operator(registry: kopf.OperatorRegistry, stop: Stop, namespaces: Sequence[str]) -> None:
     where: dict[str, Any] = {"namespaces": list(namespaces)} if namespaces else {"clusterwide": True}
-    await kopf.operator(registry=registry, settings=kopf_settings(), standalone=True, stop_flag=stop, **where)
+    asked, flag, insights = stop.here(), asyncio.Event(), Insights()
+
+    async def stop_when_it_can() -> None:
+        # In the middle of its first look at the kinds kopf does not see the flag: it hangs, and gives up after 5 s.
+        await asked.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                await insights.ready_resources.wait()
+        flag.set()
+
+    # Made before kopf begins: what is made later in this loop it cancels when it ends.
+    stopping = asyncio.create_task(stop_when_it_can(), name="kopf stop")
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=kopf_settings(),
+            insights=insights,
+            standalone=True,
+            stop_flag=flag,
+            **where,
+        )
+    finally:
+        stopping.cancel()
 
 
 def _add_login(registry: kopf.OperatorRegistry, settings: ControlSettings) -> None:
