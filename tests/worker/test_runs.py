@@ -11,10 +11,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from pydantic import BaseModel
 
-from romancy import NO_RETRY, App, Handle, RetryPolicy, TerminalError, WorkflowContext, activity, workflow
+from romancy import NO_RETRY, App, Client, Handle, RetryPolicy, TerminalError, WorkflowContext, activity, workflow
 from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.errors import (
     ActivityError,
@@ -515,3 +516,55 @@ async def test_changed_code_blocks_a_run_and_fitting_code_heals_it(database: Dat
         assert calls == []
     async with running(database, versions["old"], settings=SETTINGS.model_copy(update={"build_id": "1b"})) as app:
         assert await app.handle(run_id).result(timeout=10) == "old 4"
+
+
+# --- delivery order when nobody was there ---------------------------------------------------------------------------------------
+
+
+@workflow
+async def waits_for_first(ctx: WorkflowContext) -> str:
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        await clean_up()
+        raise
+    return "the timer was first" if ctx.now() > ctx.info.started_at else "the clock stood still"
+
+
+async def three_hours_later(database: DatabaseSettings, *, mail_after_start: timedelta) -> None:
+    """Stored times grow older, and the one message came at this time after the start of its run."""
+    connection = await asyncpg.connect(database.url.get_secret_value())
+    try:
+        await connection.execute(f"""
+            set search_path = {database.schema_name};
+            update due set started_at = started_at - interval '3 hours', wake_at = wake_at - interval '3 hours';
+            update inbox set at = due.started_at + interval '{mail_after_start.total_seconds()} seconds'
+              from due where due.id = inbox.run_id;
+        """)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("cancel_at", [-1800, 0, 1800])
+async def test_what_happened_first_wins_though_the_worker_was_dead_in_between(
+    database: DatabaseSettings, cancel_at: int
+) -> None:
+    """A cancel half an hour before the deadline, just at it, and after it; all is found hours later."""
+    async with running(database, waits_for_first) as app:
+        handle = await app.start(waits_for_first)
+        await in_phase(handle, Phase.WAITING)
+        run_id = handle.id
+    async with Client(database) as client:
+        await client.handle(run_id).cancel()
+    await three_hours_later(database, mail_after_start=timedelta(seconds=3600 + cancel_at))
+    async with running(database, waits_for_first) as app:
+        handle = app.handle(run_id)
+        if cancel_at < 0:
+            with pytest.raises(RunCancelledError):
+                await handle.result(timeout=10)
+        else:
+            assert await handle.result(timeout=10) == "the timer was first"
+        history = await app.store.read_history((await handle.info()).id)
+
+    first = Kind.CANCEL_REQUESTED if cancel_at < 0 else Kind.TIMER_FIRED
+    assert history[0].kind is first

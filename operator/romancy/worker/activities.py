@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ class Ended:
 
     payload: str | None = None
     error: Exception | None = None
+    at: datetime | None = None  # when it ended, also if the loop learned of it later
 
     @property
     def is_cancelled(self) -> bool:
@@ -34,13 +36,17 @@ class Activities:
         async_max: asynchronous attempts at once.
         threads_max: attempts in threads at once.
         payload_bytes_max: of a result.
+        now: the database's clock; called from threads as well.
     """
 
-    def __init__(self, *, async_max: int, threads_max: int, payload_bytes_max: int) -> None:
+    def __init__(
+        self, *, async_max: int, threads_max: int, payload_bytes_max: int, now: Callable[[], datetime]
+    ) -> None:
         self._async_slots = asyncio.Semaphore(async_max)
         self._thread_slots = asyncio.Semaphore(threads_max)
         self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="activity")
         self._payload_bytes_max = payload_bytes_max
+        self._now = now
 
     async def attempt(
         self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
@@ -60,8 +66,8 @@ class Activities:
         try:
             arguments = activity.decode_arguments(command.arguments)
             run = self._here if activity.is_async else self._in_thread
-            value = await run(activity, arguments, may_start)
-            return Ended(payload=activity.signature.result.encode(value, bytes_max=self._payload_bytes_max))
+            value, at = await run(activity, arguments, may_start)
+            return Ended(payload=activity.signature.result.encode(value, bytes_max=self._payload_bytes_max), at=at)
         except _NotStarted:
             return Ended()
         except asyncio.CancelledError as error:
@@ -77,14 +83,14 @@ class Activities:
 
     async def _here(
         self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
-    ) -> Any:
+    ) -> tuple[Any, datetime]:
         async with self._async_slots:
             if not may_start():
                 raise _NotStarted
             timeout = asyncio.timeout(activity.timeout_seconds)
             try:
                 async with timeout:
-                    return await activity.call(arguments)
+                    return await activity.call(arguments), self._now()
             except TimeoutError:
                 if not timeout.expired():
                     raise  # the activity's own
@@ -92,14 +98,14 @@ class Activities:
 
     async def _in_thread(
         self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
-    ) -> Any:
+    ) -> tuple[Any, datetime]:
         context = contextvars.copy_context()
 
-        def call() -> tuple[Any, BaseException | None]:
+        def call() -> tuple[Any, datetime, BaseException | None]:
             try:
-                return context.run(activity.call, arguments), None
-            except BaseException as error:
-                return None, error
+                return context.run(activity.call, arguments), self._now(), None
+            except BaseException as error:  # a future can't hold every exception: StopIteration is one
+                return None, self._now(), error
 
         await self._thread_slots.acquire()
         if not may_start():
@@ -110,12 +116,12 @@ class Activities:
         running.add_done_callback(lambda _: self._thread_slots.release())
         try:
             async with asyncio.timeout(activity.timeout_seconds):
-                value, error = await asyncio.shield(running)
+                value, at, error = await asyncio.shield(running)
         except TimeoutError:
             raise _timed_out(activity) from None
         if error is not None:
             raise error
-        return value
+        return value, at
 
 
 class _NotStarted(Exception):  # noqa: N818

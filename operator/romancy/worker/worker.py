@@ -67,6 +67,7 @@ class Worker:
             async_max=settings.activities_max,
             threads_max=settings.threads_max,
             payload_bytes_max=settings.payload_bytes_max,
+            now=self.now,
         )
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds

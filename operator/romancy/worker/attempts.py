@@ -1,0 +1,275 @@
+"""The activities that a run has open: when they start, what a failed attempt means, how they are cancelled."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, Protocol
+
+import structlog
+
+from romancy.errors import WorkerLostError
+from romancy.model import failure
+from romancy.model.command import CancelActivity, RunActivity
+from romancy.model.history import Attempt, Kind
+from romancy.sdk.activity import Activity, ActivityInfo
+from romancy.store.interface import ClaimedRun
+from romancy.worker.activities import Activities, Ended, is_retryable
+from romancy.worker.delivery import Delivery
+from romancy.worker.waiting import Backoff
+
+LOOK_AGAIN_SECONDS = 0.2
+
+
+class Host(Protocol):
+    """What is needed of the worker."""
+
+    activities: Activities
+    random: Random
+    is_draining: bool
+
+    def now(self) -> datetime:
+        """The database's clock, as well as this process knows it."""
+        ...
+
+    def may_start_activities(self) -> bool:
+        """False while the lease is not certain."""
+        ...
+
+
+@dataclass(slots=True)
+class Open:
+    """An activity that is asked for: waiting for its flush, in backoff, running, or held by a suspension."""
+
+    command: RunActivity
+    failed: int = 0  # attempts
+    not_before: datetime | None = None
+    error: str = ""
+    is_lost: bool = False  # an attempt of a dead worker may have done it: it must be run to learn
+    is_durable: bool = False
+    is_cancel_asked: bool = False
+    task: "asyncio.Task[Ended] | None" = None
+
+    @property
+    def definition(self) -> Activity[..., Any]:
+        assert isinstance(self.command.definition, Activity)
+        return self.command.definition
+
+
+class Attempts:
+    """The open activities of one run.
+
+    Args:
+        delivery: where their ends go.
+        changed: called when something ended.
+        run_log: lines about this run.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        run: ClaimedRun,
+        delivery: Delivery,
+        changed: Callable[[], None],
+        run_log: "structlog.typing.FilteringBoundLogger",
+    ) -> None:
+        self._host, self._run, self._delivery, self._changed, self._log = host, run, delivery, changed, run_log
+        self._last = {row.number: row for row in run.attempts}
+        self._is_dropped = False
+        self.open: dict[int, Open] = {}
+        self.failed: list[Attempt] = []  # to be written
+
+    # --- what the code asks for --------------------------------------------------------------------------------
+
+    def add(self, command: RunActivity, *, is_lost: bool) -> None:
+        """The code asks for an activity. It starts when it is durable."""
+        last = self._last.get(command.number)
+        self.open[command.number] = Open(
+            command,
+            failed=last.attempt if last else 0,
+            not_before=last.next_at if last else None,
+            error=one_line(last.failure) if last else "",
+            is_lost=is_lost,
+        )
+
+    def cancel(self, command: CancelActivity) -> None:
+        """The code has given an activity up, and that is durable."""
+        each = self.open.get(command.number)
+        if each is None or each.is_cancel_asked:
+            return
+        if not command.is_shielded:
+            del self.open[command.number]
+            self._delivery.forget_end(command.number)
+            if each.task is not None:
+                each.task.cancel()
+            return
+        if each.is_lost or self._delivery.has_end(command.number):
+            return  # it runs to its end to learn what was done, or has ended already
+        each.is_cancel_asked = True
+        if each.task is not None:
+            each.task.cancel()
+        else:
+            self._end(each, Kind.ACTIVITY_CANCELLED, "")
+
+    def take(self, number: int) -> RunActivity:
+        """Its end is delivered now."""
+        return self.open.pop(number).command
+
+    def note_losses(self, losses: int) -> None:
+        """Each worker lost since counts as an attempt: else a run that kills its process would never use up its retries."""
+        now = self._host.now()
+        for each in list(self.open.values()):
+            each.is_lost = True
+            text = failure.encode(WorkerLostError())
+            for _ in range(losses):
+                each.failed += 1
+                self._note(Attempt(each.command.number, each.failed, text, now, now))
+            delay = each.definition.retry.delay_seconds(each.failed, self._host.random.random)
+            if delay is None and not each.command.is_shielded:
+                self._end(each, Kind.ACTIVITY_FAILED, failure.encode(WorkerLostError(), note=_used_up(each)))
+
+    # --- starting and ending -------------------------------------------------------------------------------------
+
+    def start(self, *, is_held: bool) -> None:
+        """Start what is durable and due."""
+        if self._host.is_draining or not self._host.may_start_activities():
+            return
+        now = self._host.now()
+        for each in list(self.open.values()):
+            if self._is_startable(each, is_held) and (each.not_before is None or each.not_before <= now):
+                self._start(each)
+
+    def durable(self, activities: Iterable[Open]) -> None:
+        """What they waited for is written."""
+        for each in activities:
+            each.is_durable = True
+
+    def drop(self) -> None:
+        """Cancel all; nobody sees how they end."""
+        self._is_dropped = True
+        for each in self.open.values():
+            if each.task is not None:
+                each.task.cancel()
+        self.open.clear()
+
+    def _start(self, each: Open) -> None:
+        info = ActivityInfo(
+            run_id=self._run.run_id,
+            namespace=self._run.namespace,
+            run=self._run.name,
+            workflow=self._run.workflow,
+            activity=each.command.name,
+            number=each.command.number,
+            attempt=each.failed + 1,
+        )
+        attempt = self._host.activities.attempt(
+            each.command,
+            info,
+            may_start=lambda: self._host.may_start_activities() and not self._host.is_draining,
+            was_asked=lambda: (
+                each.is_cancel_asked or self._is_dropped or self.open.get(each.command.number) is not each
+            ),
+        )
+        each.task = asyncio.create_task(attempt, name=f"activity {each.command.name}")
+        each.task.add_done_callback(lambda task: self._ended(each, task))
+
+    def _ended(self, each: Open, task: "asyncio.Task[Ended]") -> None:
+        if self.open.get(each.command.number) is not each:
+            return  # abandoned, or dropped
+        each.task = None
+        self._changed()
+        ended = Ended() if task.cancelled() else task.result()
+        if ended.payload is not None:
+            self._end(each, Kind.ACTIVITY_COMPLETED, ended.payload, ended.at)
+        elif ended.error is not None:
+            self._failed(each, ended.error, ended.at)
+        elif each.is_cancel_asked:
+            self._end(each, Kind.ACTIVITY_CANCELLED, "")
+        # Else it was not started after all, because of a drain or an uncertain lease: it stays open.
+
+    def _failed(self, each: Open, error: Exception, at: datetime | None) -> None:
+        each.failed += 1
+        policy = each.definition.retry
+        delay = policy.delay_seconds(each.failed, self._host.random.random)
+        if each.is_cancel_asked or delay is None or not is_retryable(error, policy):
+            self._end(each, Kind.ACTIVITY_FAILED, failure.encode(error, note=_used_up(each)), at)
+            return
+        now = self._host.now()
+        text = failure.encode(error)
+        each.not_before = now + timedelta(seconds=delay)
+        each.error = one_line(text)
+        each.is_durable = False  # the next attempt waits until this one is counted for ever
+        self._note(Attempt(each.command.number, each.failed, text, now, each.not_before))
+        self._log.warning(
+            "activity_attempt_failed",
+            activity=each.command.name,
+            attempt=each.failed,
+            error=each.error,
+            retry_in_seconds=round(delay, 3),
+        )
+
+    def _note(self, row: Attempt) -> None:
+        self.failed.append(row)
+        self._last[row.number] = row
+
+    def _end(self, each: Open, kind: Kind, payload: str, at: datetime | None = None) -> None:
+        self._delivery.add_end(at or self._host.now(), each.command.number, kind, payload)
+        self._changed()
+
+    # --- what may be asked ----------------------------------------------------------------------------------------
+
+    @property
+    def is_compensating(self) -> bool:
+        return any(each.command.is_compensation for each in self.open.values())
+
+    @property
+    def is_running(self) -> bool:
+        return any(each.task is not None for each in self.open.values())
+
+    def are_all_in_backoff(self, now: datetime) -> bool:
+        """None could be started now."""
+        return all(each.not_before is not None and each.not_before > now for each in self.open.values())
+
+    def not_durable(self) -> list[Open]:
+        return [each for each in self.open.values() if not each.is_durable]
+
+    def backoffs(self) -> dict[int, Backoff]:
+        """What will be tried again, by number."""
+        return {
+            number: Backoff(each.command.name, each.failed + 1, each.not_before, each.error)
+            for number, each in self.open.items()
+            if each.not_before is not None
+        }
+
+    def seconds_until_start(self, *, is_held: bool) -> float | None:
+        """Until the next could be started; None if none could."""
+        now = self._host.now()
+        # One that is due was not started just now: the lease is not certain, which comes back soon or never.
+        return min(
+            (
+                max(LOOK_AGAIN_SECONDS, (each.not_before - now).total_seconds() if each.not_before else 0.0)
+                for each in self.open.values()
+                if self._is_startable(each, is_held)
+            ),
+            default=None,
+        )
+
+    def _is_startable(self, each: Open, is_held: bool) -> bool:
+        return (
+            each.task is None
+            and each.is_durable
+            and not self._delivery.has_end(each.command.number)
+            and (each.command.is_compensation or not is_held)
+        )
+
+
+def one_line(text: str) -> str:
+    """A failure for messages to people."""
+    shown = failure.describe(text)
+    line = f"{shown.type.rpartition('.')[2]}: {shown.message}".splitlines()[0]
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _used_up(each: Open) -> str:
+    return f"activity {each.command.name!r} failed in attempt {each.failed}"

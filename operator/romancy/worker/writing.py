@@ -1,0 +1,112 @@
+"""What a run has to write, gathered until it is handed to the journal, and what waits for it to be durable."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from romancy.errors import RomancyError
+from romancy.model.command import CancelActivity, Command
+from romancy.model.history import Attempt, Entry
+from romancy.store.interface import Begin, Flushed, Journal, Keep, LetGo, RunWrite
+
+
+class RunWasThereError(RomancyError):
+    """The run that was to begin exists."""
+
+    reason = "RunExists"
+
+    def __init__(self) -> None:
+        super().__init__("the run exists already")
+
+
+class Writing:
+    """The writes of one run under one claim.
+
+    Attributes:
+        claim: its number.
+        begin: the run to insert with the next write.
+        entries, keep, commands: what has gathered; commands are carried out when the write is durable.
+        error: of the first write that failed.
+    """
+
+    def __init__(
+        self,
+        journal: Callable[[], Journal],
+        run_id: UUID,
+        claim: int,
+        begin: Begin | None,
+        act: Callable[[Sequence[Command]], None],
+    ) -> None:
+        self.claim = claim
+        self.begin = begin
+        self.entries: list[Entry] = []
+        self.keep: Keep | None = None
+        self.commands: list[Command] = []
+        self.error: BaseException | None = None
+        self._journal, self._run_id, self._act = journal, run_id, act
+        self._in_flight = 0
+
+    @property
+    def is_all_written(self) -> bool:
+        """No write is on its way."""
+        return self._in_flight == 0
+
+    @property
+    def has_cancels(self) -> bool:
+        """Activities are to be cancelled when the next write is durable."""
+        return any(isinstance(command, CancelActivity) for command in self.commands)
+
+    def submit(
+        self,
+        attempts: Sequence[Attempt],
+        then: LetGo | None,
+        durable: Callable[[RunWrite], None],
+        changed: Callable[[], None],
+    ) -> "asyncio.Future[Flushed] | None":
+        """Hand over what has gathered; None if there was nothing, and its commands are carried out at once.
+
+        Args:
+            durable: called when it is, before its commands are carried out.
+            changed: called in any case.
+        """
+        commands, self.commands = self.commands, []
+        if not (self.begin or self.entries or attempts or self.keep or then):
+            self._act(commands)
+            return None
+        write = RunWrite(
+            self._run_id,
+            self.claim,
+            begin=self.begin,
+            entries=tuple(self.entries),
+            attempts=tuple(attempts),
+            then=then or self.keep,
+        )
+        self.begin, self.entries, self.keep = None, [], None
+        self._in_flight += 1
+        future = self._journal().submit(write)
+
+        def done(future: "asyncio.Future[Flushed]") -> None:
+            self._in_flight -= 1
+            changed()
+            if future.cancelled():
+                return
+            if (error := future.exception()) is not None:
+                self.error = self.error or error
+                self.begin = write.begin  # refused with all the rest of it
+            elif not future.result().began:
+                self.error = self.error or RunWasThereError()
+            else:
+                durable(write)
+                self._act(commands)
+
+        future.add_done_callback(done)
+        return future
+
+    async def write_alone(self, then: LetGo) -> None:
+        """Write this and, if it is still owed, the begin; all else is given up."""
+        await self._journal().submit(RunWrite(self._run_id, self.claim, begin=self.begin, then=then))
+
+    def raise_error(self) -> None:
+        """Raise what the first failed write failed with."""
+        if self.error is not None:
+            raise self.error
