@@ -325,6 +325,7 @@ class ControlPlane:
         elif pid is not None and str(self.directory) in _command_of(pid):  # the number may be another's by now
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: str(self.directory) not in _command_of(pid), f"{name} has ended")
 
     def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS

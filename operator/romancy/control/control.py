@@ -56,7 +56,7 @@ async def run_control(
         led: called from another thread with True when this process begins to lead, and False when it has ended.
 
     Raises:
-        LeaderStuckError, KopfStuckError: what the leader does could not be ended; end the process, so that not two lead.
+        LeaderStuckError: what the leader does could not be ended; end the process, so that not two lead.
         SettingsError: there is no usable Kubernetes configuration.
     """
     loop = asyncio.get_running_loop()

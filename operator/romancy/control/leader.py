@@ -130,9 +130,7 @@ class Elector:
         renewing = asyncio.create_task(self._renew(holding, asked_at), name="elector renewal")
         try:
             await asyncio.wait({leading, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if failed := leading.done():
-                error = None if leading.cancelled() else leading.exception()
-                logger.error("leader_failed", error=repr(error), hint="the lease is released; somebody tries again")
+            failed = leading.done()
         finally:
             self.is_leader = False
             is_lost = renewing.done()
@@ -144,6 +142,10 @@ class Elector:
             if not leading.done():
                 raise LeaderStuckError(
                     "the leader's work did not end with its lease", hint="end this process; another one leads"
+                )
+            if not leading.cancelled():
+                logger.error(
+                    "leader_failed", error=repr(leading.exception()), hint="the lease is released; somebody tries again"
                 )
             if is_lost:
                 logger.warning("leadership_lost", identity=self.identity, lease=self._name)

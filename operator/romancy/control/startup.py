@@ -6,6 +6,7 @@ arm a SIGKILL. All that is avoided here, and pinned by tests/control/test_startu
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,10 @@ class KopfStuckError(RomancyError):
     """kopf did not end when it was told to."""
 
     reason = "KopfStuck"
+
+
+# kopf says at each start that it leaves the signals alone, which is why it is in a thread.
+logging.getLogger("kopf._core.reactor.running").addFilter(lambda record: "OS signals are ignored" not in record.msg)
 
 
 class NoFinalizerTimers(SpawningRegistry):
