@@ -1,4 +1,4 @@
-"""A PostgreSQL a session, and a database a test."""
+"""A PostgreSQL a session, a database a test; the wheel in a clean venv."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -6,6 +6,7 @@ import pytest
 
 from romancy.base.settings import DatabaseSettings
 from tests import postgres
+from tests.packaging.installed import Installed
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ async def database(postgres_server: postgres.Server) -> AsyncIterator[DatabaseSe
     settings = await postgres_server.migrated_database()
     yield settings
     await postgres_server.give_back(settings)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel as a user has it."""
+    return Installed.make(tmp_path_factory.mktemp("installed"))

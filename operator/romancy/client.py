@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from pydantic import SecretStr
 
+from romancy.base import log
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import (
     RunCancelledError,
@@ -141,6 +142,7 @@ class Client:
         self._payload_bytes_max = payload_bytes_max
 
     async def __aenter__(self) -> Self:
+        log.configure_library()
         await self.store.open()
         return self
 

@@ -38,6 +38,15 @@ def configure(*, level: str = "INFO", as_json: bool = True) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
+def configure_library() -> None:
+    """In somebody's own program that has not set up structlog: warnings and errors, on stderr."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        )
+
+
 def get(name: str) -> Any:
     """A logger whose lines carry the name of the module that they come from."""
     # Not bound here: that would fix the configuration at import, before `configure` is called.
