@@ -148,13 +148,15 @@ class StoreConformance:
     # --- claims -----------------------------------------------------------------------------------------------------
 
     async def test_the_best_priority_is_claimed_first(self, store: StoreWithJournal, hands: Register) -> None:
-        worker = await hands()
-        runs = {priority: a_new_run(priority=priority) for priority in (0, -5, 1000, 3)}
-        await store.start_runs(list(runs.values()))
+        """Across workflows, and whichever of them has its turn."""
+        worker = await hands(workflows=dict.fromkeys("abc", Form.WHOLE))
+        runs = [a_new_run(workflow=name, priority=priority) for name in "abc" for priority in (0, -5, 1000, 3)]
+        await store.start_runs(runs)
+        priorities = {run.id: run.priority for run in runs}
 
-        order = [(await worker.claim_ids(limit=1))[0] for _ in runs]
+        order = [priorities[(await worker.claim_ids(limit=1))[0]] for _ in runs]
 
-        assert order == [runs[priority].id for priority in (1000, 3, 0, -5)]
+        assert order == [1000] * 3 + [3] * 3 + [0] * 3 + [-5] * 3
 
     async def test_of_equal_priority_the_longest_due_is_first(self, store: StoreWithJournal, hands: Register) -> None:
         worker = await hands()
@@ -681,6 +683,21 @@ class StoreConformance:
         assert await owed(1) == [short.run_id]
         await rewind(60)
         assert await owed(9) == [short.run_id, old.run_id, new.run_id]
+
+    async def test_a_final_status_is_owed_until_it_was_written_itself(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True)
+        [before] = await store.take_unmirrored(hold_seconds=0, limit=9)
+        await worker.write(claim, then=Finish(Phase.SUCCEEDED))
+
+        await store.mark_mirrored({claim.run_id: before.version})
+        [final] = await store.take_unmirrored(hold_seconds=3600, limit=9)
+        await store.mark_mirrored({claim.run_id: final.version})
+
+        assert final.run.phase is Phase.SUCCEEDED
+        assert await store.take_unmirrored(hold_seconds=0, limit=9) == []
 
     async def test_a_resource_is_looked_after_until_nothing_is_owed(
         self, store: StoreWithJournal, hands: Register

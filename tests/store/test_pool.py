@@ -8,8 +8,9 @@ import pytest
 
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import PayloadRefusedError, StoreError, StoreUnavailableError
-from romancy.store.pool import EngineConnection, application_name, as_ours, unavailable_as_ours
+from romancy.store.pool import EngineBackend, EngineConnection, application_name, as_ours, unavailable_as_ours
 from romancy.store.postgres import PostgresStore
+from romancy.store.queries import SQL
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,24 @@ async def test_an_error_of_a_statement_leaves_the_connection(database: DatabaseS
     await connection.close()
 
     assert first["pid"] == second["pid"]
+
+
+async def test_plans_are_made_anew(
+    database: DatabaseSettings, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made while a table was empty reads all of it for each row, once it is full."""
+    monkeypatch.setattr(EngineBackend, "replan_seconds", (0.0,))
+    sent: list[str] = []
+
+    async def execute(self: EngineBackend, query: str) -> None:
+        sent.append(query)
+        await asyncpg.Connection.execute(self, query)
+
+    monkeypatch.setattr(EngineBackend, "execute", execute, raising=False)
+    connection = EngineConnection(database, name="romancy 1")
+    for _ in range(3):
+        await connection.fetch(SQL.now())
+        await store.now()
+    await connection.close()
+
+    assert sent == ["discard plans"] * 4  # each time but the first, on both connections

@@ -5,7 +5,7 @@ worker carry its id in their application_name, so that whoever buries it can end
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -25,6 +25,13 @@ _NAME_BYTES_MAX: Final = 63  # what PostgreSQL keeps of application_name
 
 # Plans must not hang on statistics: with a generic plan made on a small table a claim hashed the whole of it. Not for
 # listings, where the planner knows best.
+REPLAN_SECONDS: Final = (1.0, 5.0, 30.0, 60.0)
+"""When the plans of a connection are made anew, counted from the last time; the last of these again and again.
+
+A generic plan that is made while `due` is empty joins it the wrong way round and reads all of it for each row of a flush. It
+would be kept until the next autovacuum of that table: at 50 runs at once a twentieth of the throughput for a minute or two.
+"""
+
 _BROKEN: Final = frozenset({"", "08", "25", "57"})
 """No answer at all, or one that says to go elsewhere: 57P01 this backend ends, 25006 this is not the primary any more."""
 
@@ -35,6 +42,23 @@ _ENGINE_PLANS: Final = {
     "enable_mergejoin": "off",
 }
 _LISTING_PLANS: Final = {"plan_cache_mode": "force_custom_plan"}  # optional filters fold away only with their values
+
+
+class EngineBackend(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that knows how old its plans are."""
+
+    replan_seconds: Sequence[float] = REPLAN_SECONDS
+    _replans = 0
+    _planned_at: float | None = None
+
+    async def renew_plans(self) -> None:
+        """Have the plans made anew, if it is time: a round trip a minute, and none while nothing is asked."""
+        now = asyncio.get_running_loop().time()
+        if self._planned_at is None:
+            self._planned_at = now
+        elif now - self._planned_at >= self.replan_seconds[min(self._replans, len(self.replan_seconds) - 1)]:
+            self._planned_at, self._replans = now, self._replans + 1
+            await self.execute("discard plans")
 
 
 def application_name(settings: DatabaseSettings, worker_id: int) -> str:
@@ -84,13 +108,17 @@ def unavailable_as_ours() -> Iterator[None]:
 
 async def connect(
     settings: DatabaseSettings, *, name: str = APPLICATION, is_listing: bool = False, **changes: str
-) -> asyncpg.Connection:
+) -> EngineBackend:
     """Open one connection; raises what asyncpg and the network raise. `changes` are settings of the server."""
-    return await asyncpg.connect(**_options(settings, name=name, is_listing=is_listing, **changes))
+    connection: EngineBackend = await asyncpg.connect(**_options(settings, name=name, is_listing=is_listing, **changes))
+    return connection
 
 
 async def open_pool(settings: DatabaseSettings, *, size: int, is_listing: bool = False) -> asyncpg.Pool:
     """Open a pool whose connections are made when they are needed."""
+
+    async def renew_plans(connection: EngineBackend) -> None:
+        await connection.renew_plans()
 
     async def leave_as_it_is(_connection: asyncpg.Connection) -> None:
         """Nothing of ours leaves anything behind on a connection: the usual reset costs a round trip each time."""
@@ -100,6 +128,7 @@ async def open_pool(settings: DatabaseSettings, *, size: int, is_listing: bool =
             min_size=0,
             max_size=size,
             max_inactive_connection_lifetime=300,
+            setup=None if is_listing else renew_plans,
             reset=leave_as_it_is,
             **_options(settings, name=APPLICATION, is_listing=is_listing),
         )
@@ -128,6 +157,7 @@ def _options(settings: DatabaseSettings, *, name: str, is_listing: bool, **chang
     }
     return {
         "dsn": url,
+        "connection_class": EngineBackend,
         "timeout": settings.connect_timeout_seconds,
         # Above what the server allows itself: this one only ends when no answer comes at all.
         "command_timeout": settings.statement_timeout_seconds + 5,
@@ -147,7 +177,7 @@ class EngineConnection:
     def __init__(self, settings: DatabaseSettings, *, name: str) -> None:
         self._settings, self._name = settings, name
         self._turn = asyncio.Lock()
-        self._connection: asyncpg.Connection | None = None
+        self._connection: EngineBackend | None = None
 
     async def fetch(self, statement: Statement) -> list[Any]:
         """Run one statement. Raises what asyncpg and the network raise; the next call then has a connection that works."""
@@ -155,6 +185,7 @@ class EngineConnection:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await connect(self._settings, name=self._name)
             try:
+                await self._connection.renew_plans()
                 rows: list[Any] = await self._connection.fetch(*statement)
             except Exception as error:
                 if sqlstate_of(error)[:2] in _BROKEN and not is_refusal(error):

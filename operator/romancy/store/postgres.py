@@ -29,6 +29,7 @@ class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
         self.settings = settings
         self._claiming = {}
         self._losses = {}
+        self._told = {}
         self._turn = 0
         self._journals: list[PostgresJournal] = []
         self._wakeups: list[PostgresWakeups] = []

@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from romancy.model.run import Phase, Wishes
 from romancy.store.interface import Backlog, ResourceRow
 from romancy.store.notify import mirror_channel
-from romancy.store.pool import Connected, Statement
+from romancy.store.pool import Connected
 from romancy.store.queries import SQL
 from romancy.store.runs import wishes_of
 
@@ -16,8 +18,23 @@ STRANDED_MAX: Final = 1000
 """Runs that are told apart in one statement: bounds its locks."""
 
 
+LATE_COMMIT: Final = timedelta(seconds=60)
+"""A run is due since its transaction began, and is seen when that is committed: no later than this, or after a restart."""
+_EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the due runs of a queue were told, and until which wake_at."""
+
+    message: str
+    until: datetime
+
+
 class Resources(Connected):
     """The part of the store that knows runs as objects."""
+
+    _told: dict[tuple[int, str], _Told]
 
     async def set_wishes(self, wishes: Mapping[UUID, Wishes]) -> None:
         """Store what their owners want. Messages that follow from it are sent apart."""
@@ -62,7 +79,11 @@ class Resources(Connected):
             for row in await self.stranded_queues()
         }
         changed = await self.unstrand([queue for _priority, queue in messages])
-        return changed + (await self.strand(messages) if messages else 0)
+        # Who has been told once is not read again each time: there may be very many of them.
+        self._told = {key: told for key, told in self._told.items() if messages.get(key) == told.message}
+        for (priority, queue), message in messages.items():
+            changed += await self.strand(priority, queue, message)
+        return changed
 
     async def offers(self) -> dict[str, list[str]]:
         """The workflows that live workers have, each with the Python minors that it is there for."""
@@ -72,23 +93,33 @@ class Resources(Connected):
         """Rows of priority, queue, workflow, python: queues with runs that are due and that no live worker offers."""
         return await self._fetch(SQL.stranded_queues())
 
-    async def strand(self, messages: Mapping[tuple[int, str], str]) -> int:
-        """Say of the due runs of these priorities and queues why they do not move; how many were not told yet."""
-        statement = SQL.strand(
-            priorities=[priority for priority, _queue in messages],
-            queues=[queue for _priority, queue in messages],
-            messages=list(messages.values()),
-            limit=STRANDED_MAX,
-            mirror_channel=mirror_channel(self.settings),
-        )
-        return await self._until_done(statement)
+    async def strand(self, priority: int, queue: str, message: str) -> int:
+        """Say of the due runs of a queue why they do not move; how many were not told yet."""
+        told = self._told.get((priority, queue))
+        since = told.until if told else _EVER
+        asked_at: datetime | None = None
+        total = 0
+        while True:
+            [row] = await self._fetch(
+                SQL.strand(
+                    priority=priority,
+                    queue=queue,
+                    message=message,
+                    since=since,
+                    limit=STRANDED_MAX,
+                    mirror_channel=mirror_channel(self.settings),
+                )
+            )
+            asked_at = asked_at or row["asked_at"]
+            total += int(row["changed"])
+            if row["changed"] < STRANDED_MAX:
+                self._told[priority, queue] = _Told(message, asked_at - LATE_COMMIT)
+                return total
+            since = row["last_at"]
 
     async def unstrand(self, queues: Sequence[str]) -> int:
         """Take that back of the runs of all other queues; how many there were."""
         statement = SQL.unstrand(queues=list(queues), limit=STRANDED_MAX, mirror_channel=mirror_channel(self.settings))
-        return await self._until_done(statement)
-
-    async def _until_done(self, statement: Statement) -> int:
         total = 0
         while True:
             [row] = await self._fetch(statement)
@@ -120,7 +151,7 @@ def stranded_message(workflow: str, python: str | None, offers: Mapping[str, Seq
     advice = (
         f"near names are {', '.join(map(repr, near))}" if near else "start a worker that has it, or correct the name"
     )
-    return f"no live worker has workflow {workflow!r} ({len(offers)} known): {advice}"
+    return f"no live worker has workflow {workflow!r}: {advice}"
 
 
 def _resource_of(row: Any) -> ResourceRow:

@@ -47,14 +47,18 @@ with me as materialized (
                   :c_messages::text[], :c_seens::integer[], :c_wake_ats::timestamptz[], :c_outputs::text[], :c_failures::text[],
                   :c_builds::text[], :c_noted::boolean[], :c_entries::boolean[])
            as rows(id, claim, act, phase, reason, message, seen, wake_at, output, failure, build_id, is_noted, has_entries)
+     order by id
 ), locked as materialized (
-    select due.id, due.phase as old_phase, due.reason as old_reason, due.message as old_message,
+    -- Row by row in the order of `wanted`, each by its key: as a join it was planned on an empty table to read all runs of
+    -- this worker for each of these, 50 ms instead of 1. The claim: a late copy takes nothing from under a new owner.
+    select held.id, held.old_phase, held.old_reason, held.old_message,
            w.act, w.phase, w.reason, w.message, w.seen, w.wake_at, w.output, w.failure, w.build_id, w.is_noted, w.has_entries
-      from me, wanted as w join due on due.id = w.id
-     where due.worker_id = me.id and due.claim = w.claim  -- the claim: a late copy takes nothing from under a new owner
-       and (select count(*) from began) >= 0              -- new runs come first
-     order by due.id
-       for no key update of due
+      from me, wanted as w,
+           lateral (select due.id, due.phase as old_phase, due.reason as old_reason, due.message as old_message
+                      from due
+                     where due.id = w.id and due.worker_id is not distinct from me.id and due.claim = w.claim
+                       for no key update) as held
+     where (select count(*) from began) >= 0  -- new runs come first
 ), changed as (
     update due
        set phase = case when l.act = 'Keep' or l.act = 'Park' and due.inbox_version = l.seen then l.phase

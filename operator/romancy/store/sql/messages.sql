@@ -10,13 +10,16 @@ with mail as materialized (
       from unnest(:run_ids::uuid[], :kinds::text[], :sources::text[], :payloads::text[])
            with ordinality as m(run_id, kind, source, payload, ordinality)
      where not exists (select from inbox where inbox.run_id = m.run_id and inbox.source = m.source)
+), wanted as materialized (
+    select run_id, count(*)::integer as messages, bool_or(kind = 'Cancel') as cancels, bool_or(kind = 'Resume') as resumes
+      from mail
+     group by run_id
+     order by run_id
 ), locked as materialized (
-    select due.id, m.messages, m.cancels, m.resumes
-      from (select run_id, count(*)::integer as messages, bool_or(kind = 'Cancel') as cancels, bool_or(kind = 'Resume') as resumes
-              from mail group by run_id) as m
-      join due on due.id = m.run_id
-     order by due.id
-       for no key update of due
+    -- Row by row in the order of `wanted`, each by its key, whatever the statistics say.
+    select open_run.id, w.messages, w.cancels, w.resumes
+      from wanted as w,
+           lateral (select due.id from due where due.id = w.run_id for no key update) as open_run
 ), changed as (
     update due
        set inbox_version = due.inbox_version + l.messages,

@@ -46,7 +46,8 @@ with guarded as materialized (
 )
 update run
    set resource_gone_at = now()
- where run.id = any(:ids::uuid[]) and run.is_resource and run.resource_gone_at is null
+ where run.id = any(:ids::uuid[])
+   and (run.is_resource and run.resource_gone_at is null) is true  -- `is true`: by key, not through all of run_resource
    and (select count(*) from guarded) >= 0;
 
 -- name: expired_resources
@@ -88,19 +89,21 @@ select w.workflow, array_agg(distinct worker.python) as pythons
  order by w.workflow;
 
 -- name: strand
--- Says of due runs why they do not move; a part at a time. Row: how many. Index: due_claim.
+-- Says of the due runs of one queue why they do not move, a part at a time, from :since on. Rows that others hold are skipped,
+-- and found by the next look: they need no order then. Row: how many, the last one's wake_at, the time of the question.
+-- Index: due_claim.
 with stranded as materialized (
-    select due.id, q.message
-      from unnest(:priorities::smallint[], :queues::text[], :messages::text[]) as q(priority, queue, message)
-      join due on due.priority = q.priority and due.queue = q.queue
-     where due.worker_id is null and due.wake_at <= now()
-       and (due.reason, due.message) is distinct from ('WorkflowNotRegistered', q.message)
-     order by due.id
+    select due.id, due.wake_at
+      from due
+     where due.priority = :priority::smallint and due.queue = :queue::text
+       and due.wake_at >= :since::timestamptz and due.wake_at <= now()
+       and (due.reason, due.message) is distinct from ('WorkflowNotRegistered', :message::text)
+     order by due.wake_at
      limit :limit::integer
-       for no key update of due
+       for no key update skip locked
 ), said as (
     update due
-       set reason = 'WorkflowNotRegistered', message = stranded.message
+       set reason = 'WorkflowNotRegistered', message = :message::text
       from stranded
      where due.id = stranded.id
     returning due.id, due.is_resource
@@ -111,18 +114,26 @@ with stranded as materialized (
      where mirror.run_id = said.id and said.is_resource
     returning mirror.run_id
 )
-select (select count(*) from said)::integer as changed,
+select (select count(*) from said)::integer as changed, (select max(wake_at) from stranded) as last_at, now() as asked_at,
        (select count(pg_notify(:mirror_channel::text, '')) from (select from owed limit 1) as any_owed) as leader_notified;
 
 -- name: unstrand
--- Takes that back of runs whose queue is offered again; a part at a time. Row: how many. Index: due_stranded.
-with offered as materialized (
-    select due.id
-      from due
-     where due.reason = 'WorkflowNotRegistered' and due.queue <> all(:queues::text[])
-     order by due.id
+-- Takes that back of runs whose queue is offered again, a part at a time; :queues are those that are not. Row: how many.
+-- Index: due_stranded (queue), one step a queue.
+with recursive told(queue) as (
+    (select due.queue from due where due.reason = 'WorkflowNotRegistered' order by due.queue limit 1)
+    union all
+    select (select due.queue from due where due.reason = 'WorkflowNotRegistered' and due.queue > told.queue
+             order by due.queue limit 1)
+      from told where told.queue is not null
+), offered as materialized (
+    select found.id
+      from told,
+           lateral (select due.id from due
+                     where due.reason = 'WorkflowNotRegistered' and due.queue = told.queue and told.queue <> all(:queues::text[])
+                     limit :limit::integer
+                       for no key update skip locked) as found
      limit :limit::integer
-       for no key update of due
 ), said as (
     update due set reason = '', message = '' from offered where due.id = offered.id
     returning due.id, due.is_resource

@@ -24,7 +24,7 @@ with wanted as materialized (
     insert into due (id, queue, workflow, priority, phase, reason, wake_at, form, is_resource)
     select id, workflow, workflow, priority,
            case when wish_suspend then 'Suspended' else 'Pending' end, case when wish_suspend then 'Suspended' else '' end,
-           case when not wish_suspend then coalesce(start_at, now()) end, form, is_resource
+           case when not wish_suspend then greatest(start_at, now()) end, form, is_resource
       from wanted
      where (id in (select started.id from started)) is true  -- `is true` keeps the planner from joining row by row
     returning id, workflow
