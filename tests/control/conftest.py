@@ -14,11 +14,8 @@ from romancy.model.run import Form, Phase
 from romancy.store.interface import Claim, Finish, Park, RunWrite
 from romancy.store.postgres import PostgresStore
 from tests.control.objects import read
-from tests.controlplane.fixtures import another_namespace, cluster, namespace
 from tests.controlplane.plane import ApiError, ControlPlane
 from tests.store.hands import Hands
-
-__all__ = ["another_namespace", "cluster", "namespace"]
 
 
 @dataclass

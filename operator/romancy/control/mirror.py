@@ -24,6 +24,8 @@ POLL_SECONDS: Final = 2.0
 """The safety net behind Wakeups.on_mirror."""
 REFUSED_SECONDS_MAX: Final = 60.0
 WRITTEN_MAX: Final = 5000
+NO_VERSION: Final = 0
+"""Of a write that no row owes."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,9 @@ class Mirror:
         # The row of a changed spec may be as it was, and then nothing else would write that the change was seen.
         is_owed = (seen.was_accepted and seen.observed_generation != seen.generation) or seen.reason == LOST
         if seen.is_gone or (seen.phase in DONE and not is_owed):
-            self._forget(seen.uid)
+            # A write whose answer was lost makes a finished run leave the watch, and must be written again as it was.
+            if seen.uid not in self._failures:
+                self._forget(seen.uid)
             return
         self._generations[seen.uid] = seen.generation
         if seen.uid not in self._stalled and (found := seen.stalled_since()) is not None:
@@ -116,11 +120,11 @@ class Mirror:
         ][: self._batch]
         self._owed.difference_update(each.run.id for each in ready)
         # One that was postponed, and whose status is owed no more, would be waited for in vain.
-        taken = {each.run.id for each in owed}
+        taken = {each.run.id for each in owed} | self._owed
         for run_id in [run_id for run_id, each in self._failures.items() if each.again_at <= now]:
             if run_id not in taken:
-                del self._failures[run_id]
-        ready += await self._generations_owed(store, self._batch - len(ready))
+                self._forget(run_id)
+        ready += await self._generations_owed(store, self._batch - len(ready), now)
         versions: dict[UUID, int] = {}
         at_once = asyncio.Semaphore(self._settings.status_writes_at_once)
 
@@ -128,6 +132,8 @@ class Mirror:
             async with at_once:
                 if self._written.get(each.run.id) == each.version or await self._write(each):
                     versions[each.run.id] = each.version
+                elif each.version == NO_VERSION:
+                    self._owed.add(each.run.id)
 
         try:
             async with asyncio.TaskGroup() as writing:
@@ -135,17 +141,18 @@ class Mirror:
                     writing.create_task(write(each))
         finally:
             self._remember(versions)
-        await store.mark_mirrored({run_id: version for run_id, version in versions.items() if version > 0})
+        await store.mark_mirrored({run_id: version for run_id, version in versions.items() if version != NO_VERSION})
         return len(ready)
 
-    async def _generations_owed(self, store: Store, room: int) -> list[Unmirrored]:
+    async def _generations_owed(self, store: Store, room: int, now: float) -> list[Unmirrored]:
         """Runs whose row owes nothing, but whose object has a new generation to be acknowledged."""
         found: list[Unmirrored] = []
-        for run_id in list(self._owed)[: max(0, room)]:
+        ready = [each for each in self._owed if each not in self._failures or self._failures[each].again_at <= now]
+        for run_id in ready[: max(0, room)]:
             run = await store.read_run(run_id)
             self._owed.discard(run_id)
             if run is not None:
-                found.append(Unmirrored(run=run, version=0, attempts=0, is_gone=False))
+                found.append(Unmirrored(run=run, version=NO_VERSION, attempts=0, is_gone=False))
         return found
 
     async def _write(self, each: Unmirrored) -> bool:
@@ -193,7 +200,7 @@ class Mirror:
 
     def _remember(self, versions: dict[UUID, int]) -> None:
         for run_id, version in versions.items():
-            if version > 0:
+            if version != NO_VERSION:
                 self._written[run_id] = version
                 self._written.move_to_end(run_id)
         while len(self._written) > WRITTEN_MAX:

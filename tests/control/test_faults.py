@@ -1,0 +1,214 @@
+"""What control does when the API server answers badly, not at all, or twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from romancy.base.settings import Settings
+from romancy.control.control import Leader
+from romancy.control.kube import Kube
+from romancy.store.interface import Claim
+from romancy.store.postgres import PostgresStore
+from tests.control.conftest import Controlled, claimed, eventually, finish, status_where
+from tests.control.faults import Fault, Proxy, proxy_before
+from tests.control.objects import a_run, change, create, delete, read
+from tests.controlplane.plane import ControlPlane
+from tests.store.hands import Hands
+
+pytestmark = pytest.mark.kube
+
+
+@dataclass
+class Behind:
+    """Control behind a proxy."""
+
+    proxy: Proxy
+    control: Controlled
+
+
+@pytest.fixture
+async def behind(cluster: ControlPlane, settings: Settings, tmp_path: Path) -> AsyncIterator[Behind]:
+    async with proxy_before(cluster) as proxy:
+        kubeconfig = tmp_path / "proxied"
+        kubeconfig.write_text(proxy.kubeconfig)
+        changed = settings.control.model_copy(update={"kubeconfig": str(kubeconfig)})
+        control = Controlled(settings.model_copy(update={"control": changed}))
+        control.start()
+        await asyncio.wait_for(control.leads.wait(), 10)
+        yield Behind(proxy, control)
+        await control.end()
+
+
+def is_status_of(name: str) -> "Fault":
+    """Matches writes of one run's status."""
+    return Fault(lambda request: request.method == "PATCH" and f"/{name}/status" in request.path, 0, 0)
+
+
+@pytest.mark.parametrize("code", [409, 422, 429, 500, 503])
+async def test_a_refused_status_is_written_again(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, code: int
+) -> None:
+    fault = is_status_of("order")
+    fault.code, fault.times = code, 2
+    behind.proxy.faults.append(fault)
+
+    create(cluster, namespace, a_run("order"))
+    await finish(hands, await claimed(hands))
+    await status_where(cluster, namespace, "order", lambda status: status["phase"] == "Succeeded", "it is written")
+
+    assert behind.proxy.happened == [code, code]
+
+
+async def test_one_refused_status_holds_up_no_other(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind
+) -> None:
+    fault = is_status_of("cursed")
+    fault.code, fault.times = 500, 1_000_000
+    behind.proxy.faults.append(fault)
+    for name in ("cursed", "fine-1", "fine-2"):
+        create(cluster, namespace, a_run(name))
+        await finish(hands, await claimed(hands))
+
+    for name in ("fine-1", "fine-2"):
+        await status_where(cluster, namespace, name, lambda status: status["phase"] == "Succeeded", "it is written")
+    assert read(cluster, namespace, "cursed").get("status", {}).get("phase") != "Succeeded"
+    assert 0 < len(behind.proxy.happened) < 20  # with backoff
+    fault.times = 0
+    await status_where(cluster, namespace, "cursed", lambda status: status["phase"] == "Succeeded", "it is written")
+
+
+async def test_a_write_whose_answer_is_lost_is_written_again_and_means_the_same(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, store: PostgresStore
+) -> None:
+    fault = is_status_of("order")
+    fault.times = 1
+    behind.proxy.faults.append(fault)
+
+    create(cluster, namespace, a_run("order"))
+    claim = await claimed(hands)
+    await finish(hands, claim, output='"x"')
+    done = await status_where(cluster, namespace, "order", lambda status: "output" in status, "it is written")
+    await eventually(lambda: _is_mirrored(store), "nothing is owed any more")
+
+    assert done["status"]["output"] == "x"
+    assert read(cluster, namespace, "order")["status"] == done["status"]
+    assert behind.proxy.happened == [0]
+
+
+async def test_an_acknowledgement_that_failed_is_tried_again(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind
+) -> None:
+    """No row owes it: the run is as it was, only the object has a new generation."""
+    create(cluster, namespace, a_run("order"))
+    await claimed(hands)
+    await status_where(cluster, namespace, "order", lambda status: status["phase"] == "Running", "it runs")
+    fault = is_status_of("order")
+    fault.code, fault.times = 500, 3
+    behind.proxy.faults.append(fault)
+
+    change(cluster, namespace, "order", ttlSecondsAfterFinished=5)
+    await status_where(
+        cluster, namespace, "order", lambda status: status["observedGeneration"] == 2, "the change was seen"
+    )
+
+    assert behind.proxy.happened == [500, 500, 500]
+
+
+async def test_a_kind_that_is_not_served_for_a_moment_is_no_deletion(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, store: PostgresStore
+) -> None:
+    """A 404 that does not name the object: the run must not be cancelled for it."""
+    fault = is_status_of("order")
+    fault.code, fault.times, fault.body = 404, 1, "404 page not found"
+    behind.proxy.faults.append(fault)
+
+    create(cluster, namespace, a_run("order"))
+    claim = await claimed(hands)
+    await status_where(cluster, namespace, "order", lambda status: status["phase"] == "Running", "it is written")
+
+    assert behind.proxy.happened == [404]
+    assert await store.read_inbox(claim.run_id, 0) == []
+
+
+async def test_cut_watches_are_opened_again(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, store: PostgresStore
+) -> None:
+    create(cluster, namespace, a_run("before"))
+    before = await claimed(hands)
+    await eventually(lambda: len(behind.proxy._watches) == 3, "runs, engine and pods are watched")
+
+    assert behind.proxy.cut_watches() == 3
+    create(cluster, namespace, a_run("after"))
+    delete(cluster, namespace, "before")
+    after = await claimed(hands)
+    await eventually(lambda: store.read_inbox(before.run_id, 0), "its deletion is seen")
+
+    assert after.run_id != before.run_id
+
+
+async def test_a_list_that_took_too_long_is_begun_anew(
+    cluster: ControlPlane, namespace: str, settings: Settings, hands: Hands, tmp_path: Path
+) -> None:
+    def is_comparison(request: web.Request) -> bool:
+        return request.path.endswith("/workflowruns") and request.query.get("limit") == "500"
+
+    first = create(cluster, namespace, a_run("order"))
+    async with proxy_before(cluster) as proxy:
+        proxy.faults.append(Fault(is_comparison, 410, 1))
+        (tmp_path / "proxied").write_text(proxy.kubeconfig)
+        changed = settings.control.model_copy(update={"kubeconfig": str(tmp_path / "proxied")})
+        control = Controlled(settings.model_copy(update={"control": changed}))
+        control.start()
+        claim = await claimed(hands)
+        await eventually(lambda: proxy.happened == [410], "it was told so")
+        await control.end()
+
+    assert str(claim.run_id) == first["metadata"]["uid"]
+
+
+async def test_two_leaders_at_once_do_what_one_does(
+    cluster: ControlPlane, namespace: str, settings: Settings, store: PostgresStore, hands: Hands
+) -> None:
+    """I6: leases can overlap for moments, and nothing may come of it."""
+    names = [f"run-{number}" for number in range(10)]
+    async with Kube.open(settings.control) as kube:
+        leaders = [
+            asyncio.create_task(Leader(settings, lambda: PostgresStore(settings.database), kube, name).run())
+            for name in ("one", "two")
+        ]
+        for name in names:
+            create(cluster, namespace, a_run(name, cancel=name == "run-0"))
+        claims: list[Claim] = []
+        while len(claims) < len(names):
+            claims += await eventually(hands.claim, "runs are due")
+        for name in names[:5]:
+            delete(cluster, namespace, name)
+        deleted = {str(claim.run_id) for claim in claims} - {
+            read(cluster, namespace, name)["metadata"]["uid"] for name in names[5:]
+        }
+        for claim in claims:
+            if str(claim.run_id) not in deleted:
+                await finish(hands, claim)
+        for name in names[5:]:
+            await status_where(cluster, namespace, name, lambda status: status["phase"] == "Succeeded", "it ended")
+
+        async def sources() -> list[list[str]]:
+            inboxes = [await store.read_inbox(claim.run_id, 0) for claim in claims if str(claim.run_id) in deleted]
+            found = sorted(sorted(row.source for row in inbox) for inbox in inboxes)
+            return found if all("resource:deleted" in each for each in found) else []
+
+        found = await eventually(sources, "the cancels are there")
+        for leader in leaders:
+            leader.cancel()
+        await asyncio.gather(*leaders, return_exceptions=True)
+
+    assert len({claim.run_id for claim in claims}) == len(claims) == len(names)
+    assert found == [["resource:cancel", "resource:deleted"], *[["resource:deleted"]] * 4]
+
+
+async def _is_mirrored(store: PostgresStore) -> bool:
+    return await store.take_unmirrored(hold_seconds=0, limit=1) == []
