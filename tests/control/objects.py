@@ -52,3 +52,12 @@ def condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:
     """One condition of an object's status; empty if there is none of that type."""
     conditions = thing.get("status", {}).get("conditions", [])
     return next((each for each in conditions if each["type"] == kind), {})
+
+
+def engine_where(plane: ControlPlane, namespace: str, kind: str, status: str) -> dict[str, Any]:
+    """The WorkflowEngine, if a condition of it has this status."""
+    path = path_of(namespace, ENGINES, "romancy")
+    if not plane.answers(path):
+        return {}
+    engine: dict[str, Any] = plane.call("GET", path)
+    return engine if condition(engine, kind).get("status") == status else {}

@@ -22,7 +22,7 @@ from tests.control.conftest import (
     park,
     status_where,
 )
-from tests.control.objects import a_run, change, condition, create, delete, path_of, read
+from tests.control.objects import a_run, change, condition, create, delete, engine_where, path_of, read
 from tests.control.test_crds import kubectl
 from tests.controlplane.plane import ControlPlane
 from tests.store.hands import Hands
@@ -402,7 +402,7 @@ async def test_another_engines_objects_are_left_alone(
     create(cluster, namespace, a_run("ours"))
 
     claim = await claimed(hands)
-    engine = await eventually(lambda: _engine_where(cluster, namespace, "RunsOfOthers", "True"), "it is said")
+    engine = await eventually(lambda: engine_where(cluster, namespace, "RunsOfOthers", "True"), "it is said")
 
     assert claim.run_id != UUID(theirs["metadata"]["uid"])
     assert read(cluster, namespace, "theirs")["status"] == {"engine": "other"}
@@ -426,7 +426,7 @@ async def test_a_database_that_is_away_is_said_and_nothing_is_lost(
         shown = await status_where(
             cluster, namespace, "early", lambda status: status.get("reason") == "StoreUnavailable", "it is said"
         )
-        engine = await eventually(lambda: _engine_where(cluster, namespace, "StoreAvailable", "False"), "it is said")
+        engine = await eventually(lambda: engine_where(cluster, namespace, "StoreAvailable", "False"), "it is said")
         proxy.is_open.set()
         claim = await claimed(hands)
         await finish(hands, claim)
@@ -490,11 +490,3 @@ async def test_another_takes_over_at_once_when_the_leader_stops(
 
 async def _has_no_resources(store: PostgresStore) -> bool:
     return await store.resources(None) == []
-
-
-def _engine_where(cluster: ControlPlane, namespace: str, kind: str, status: str) -> dict[str, object]:
-    path = path_of(namespace, "workflowengines", "romancy")
-    if not cluster.answers(path):
-        return {}
-    engine: dict[str, object] = cluster.call("GET", path)
-    return engine if condition(engine, kind).get("status") == status else {}

@@ -16,7 +16,7 @@ from romancy.model.run import Form
 from romancy.store.interface import Backlog, WorkerRow
 from romancy.store.postgres import PostgresStore
 from tests.control.conftest import Controlled, claimed, eventually, status_where
-from tests.control.objects import ENGINES, a_run, condition, create, path_of
+from tests.control.objects import ENGINES, a_run, condition, create, engine_where, path_of
 from tests.controlplane.plane import ApiError, ControlPlane, wait_until
 from tests.store.hands import Hands
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said() -> None:
     assert away["workers"] == 1  # nothing newer is known
     assert conditions_of(blind)["Ready"] == ("False", "NotWatching")
     assert conditions_of(half_blind)["Ready"] == ("True", "Ready")
-    assert conditions_of(half_blind)["Watching"] == ("False", "Forbidden")
+    assert conditions_of(half_blind)["Watching"] == ("False", "NotWatching")
     assert conditions_of(shared)["RunsOfOthers"] == ("True", "OtherEngine")
     for status in (no_workers, away, blind, half_blind, shared):
         WorkflowEngineStatus.model_validate(status)
@@ -177,7 +177,7 @@ class TestForReal:
         try:
             await eventually(lambda: not cluster.answers(path_of(namespace)), "it is not served")
             await start_control()
-            blind = await eventually(lambda: self._where(cluster, namespace, "Watching", "False"), "it is said")
+            blind = await eventually(lambda: engine_where(cluster, namespace, "Watching", "False"), "it is said")
         finally:
             new = {
                 **{name: definition[name] for name in ("apiVersion", "kind", "spec")},
@@ -194,19 +194,12 @@ class TestForReal:
 
     async def _ready(self, cluster: ControlPlane, namespace: str) -> dict[str, Any]:
         found: dict[str, Any] = await eventually(
-            lambda: self._where(cluster, namespace, "Ready", "True"), "it is ready"
+            lambda: engine_where(cluster, namespace, "Ready", "True"), "it is ready"
         )
         return found
 
-    def _where(self, cluster: ControlPlane, namespace: str, kind: str, status: str) -> dict[str, Any]:
-        path = path_of(namespace, ENGINES, "romancy")
-        if not cluster.answers(path):
-            return {}
-        engine: dict[str, Any] = cluster.call("GET", path)
-        return engine if condition(engine, kind).get("status") == status else {}
-
     def _other(self, cluster: ControlPlane, namespace: str, first: dict[str, Any]) -> dict[str, Any]:
-        found = self._where(cluster, namespace, "Ready", "True")
+        found = engine_where(cluster, namespace, "Ready", "True")
         return found if found and found["metadata"]["uid"] != first["metadata"]["uid"] else {}
 
     def _is_made(self, cluster: ControlPlane, path: str, definition: dict[str, Any]) -> bool:

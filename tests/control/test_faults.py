@@ -15,7 +15,7 @@ from romancy.store.interface import Claim
 from romancy.store.postgres import PostgresStore
 from tests.control.conftest import Controlled, claimed, eventually, finish, status_where
 from tests.control.faults import Fault, Proxy, proxy_before
-from tests.control.objects import a_run, change, create, delete, read
+from tests.control.objects import a_run, change, condition, create, delete, engine_where, read
 from tests.controlplane.plane import ControlPlane
 from tests.store.hands import Hands
 
@@ -148,6 +148,31 @@ async def test_cut_watches_are_opened_again(
     await eventually(lambda: store.read_inbox(before.run_id, 0), "its deletion is seen")
 
     assert after.run_id != before.run_id
+
+
+@pytest.mark.slow
+async def test_a_right_taken_away_is_said_and_its_return_is_noticed(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, store: PostgresStore
+) -> None:
+    """kopf tries again for 13 s, then ends; meanwhile and afterwards the rest of control goes on."""
+    create(cluster, namespace, a_run("before"))
+    before = await claimed(hands)
+    fault = Fault(lambda request: request.path.endswith("/workflowruns") and request.method == "GET", 403, 1_000_000)
+    await eventually(lambda: len(behind.proxy._watches) == 3, "runs, engine and pods are watched")
+    behind.proxy.faults.append(fault)
+    behind.proxy.cut_watches()
+
+    await finish(hands, before)
+    await status_where(cluster, namespace, "before", lambda status: status["phase"] == "Succeeded", "it ended")
+    engine = await eventually(lambda: engine_where(cluster, namespace, "Ready", "False"), "it is said", seconds=40)
+    create(cluster, namespace, a_run("after"))
+    fault.times = 0
+    after = await claimed(hands)
+
+    assert condition(engine, "Ready")["reason"] == "NotWatching"
+    assert "workflowruns: GET" in condition(engine, "Watching")["message"]
+    assert after.run_id != before.run_id
+    assert behind.control.lives == 1
 
 
 async def test_a_list_that_took_too_long_is_begun_anew(

@@ -7,7 +7,7 @@ import pytest
 
 from romancy.base.settings import Settings
 from tests.control.conftest import Controlled, claimed, eventually, finish, is_gone, status_where
-from tests.control.objects import ENGINES, a_run, condition, create, path_of
+from tests.control.objects import a_run, condition, create, engine_where, path_of
 from tests.controlplane.plane import ControlPlane
 from tests.store.hands import Hands
 
@@ -99,9 +99,9 @@ async def test_a_missing_right_is_said_and_the_rest_goes_on(
     create(cluster, namespace, a_run("order"))
     await finish(hands, await claimed(hands))
     await status_where(cluster, namespace, "order", lambda status: status["phase"] == "Succeeded", "it ended")
-    blind = await eventually(lambda: _watching(cluster, namespace, "False"), "it is said")
+    blind = await eventually(lambda: engine_where(cluster, namespace, "Watching", "False"), "it is said")
     allow(cluster, namespace, [*RULES, PODS])
-    await eventually(lambda: _watching(cluster, namespace, "True"), "the pods are watched", seconds=15)
+    await eventually(lambda: engine_where(cluster, namespace, "Watching", "True"), "the pods are watched", seconds=15)
     await control.end()
 
     assert "pods: " in condition(blind, "Watching")["message"]
@@ -121,11 +121,3 @@ async def test_without_any_right_it_waits_and_leads_when_it_may(
     allow(cluster, namespace, [*RULES, PODS])
     await eventually(control.leads.is_set, "it leads")
     await control.end()
-
-
-def _watching(cluster: ControlPlane, namespace: str, status: str) -> dict[str, Any]:
-    path = path_of(namespace, ENGINES, "romancy")
-    if not cluster.answers(path):
-        return {}
-    engine: dict[str, Any] = cluster.call("GET", path)
-    return engine if condition(engine, "Watching").get("status") == status else {}

@@ -230,14 +230,14 @@ class Leader:
         except StoreError as error:
             logger.warning("burial_failed", error=str(error), hint="the next tick tries again")
 
-    # --- kopf's threads -----------------------------------------------------------------------------------------
+    # --- kopf's threads: what calls `_from_thread` and `_tick` is in them ------------------------------------------
 
     async def _watch_runs(self) -> None:
         namespaces = self._control.watch_namespaces
-        registry = runs.registry(self._from_thread(self._intake.file))
         failures = 0
         while True:
             await self._until_ours([(RUNS, path_of(RUNS, namespace=each)) for each in namespaces or (None,)])
+            registry = runs.registry(self._from_thread(self._intake.file))
             failures += await self._run_kopf("kopf runs", registry, namespaces)
             self._intake.must_compare.set()  # what was deleted meanwhile no list of kopf's tells
             await asyncio.sleep(jobs.backoff_seconds(failures))

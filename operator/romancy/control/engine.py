@@ -102,7 +102,7 @@ def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, st
             if away
             else ("StoreAvailable", "True", "Available", "PostgreSQL answers")
         ),
-        ("Watching", "False", "Forbidden", blind)
+        ("Watching", "False", "NotWatching", blind)
         if unwatched
         else ("Watching", "True", "Watching", "all kinds are watched"),
         (
