@@ -6,7 +6,10 @@ import pytest
 
 from romancy.base.settings import DatabaseSettings
 from tests import postgres
+from tests.controlplane.fixtures import another_namespace, cluster, namespace
 from tests.packaging.installed import Installed
+
+__all__ = ["another_namespace", "cluster", "namespace"]
 
 
 @pytest.fixture(scope="session")

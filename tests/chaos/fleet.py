@@ -48,6 +48,7 @@ class Fleet:
     folder: Path
     lease_seconds: float = 1.5
     workflows: str = "tests.chaos.flows"
+    options: dict[str, str] = field(default_factory=dict)  # of every process
     processes: dict[str, Process] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
@@ -70,7 +71,7 @@ class Fleet:
             url: of the database, if it is to go through a proxy.
             options: further environment variables.
         """
-        log = self.folder / f"{name}.log"
+        log = self.folder / f"{name.replace(' ', '-')}.log"
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("ROMANCY_")},
             "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
@@ -84,6 +85,7 @@ class Fleet:
             "ROMANCY_WORKER__LEASE_SECONDS": str(self.lease_seconds),
             "ROMANCY_WORKER__POLL_SECONDS": "1",
             "TEST_EFFECTS": str(self.folder),
+            **self.options,
             **options,
         }
         with log.open("ab") as out:

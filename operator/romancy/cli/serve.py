@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from romancy.base import log, settings
 from romancy.base.clock import SystemClock
@@ -22,6 +24,8 @@ async def run() -> int:
     if not options.database.url.get_secret_value():
         raise SettingsError("no database is given", hint="set ROMANCY_DATABASE__URL or DATABASE_URL")
     workflows = loader.load(options.workflows)
+    # Imported now, since it takes seconds: later it would block the loop of a worker that holds runs.
+    run_control = _control() if options.control.enabled else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -39,7 +43,7 @@ async def run() -> int:
     async with server.serving(server.application(store, [worker]), options.gateway):
         if not await _started(store, worker, stop):
             return 0
-        control = asyncio.create_task(_control(options, stop), name="control") if options.control.enabled else None
+        control = asyncio.create_task(run_control(options, stop), name="control") if run_control else None
         await stop.wait()
         LOG.info("stop_asked")
         # The Lease is given up at once, while activities may take their time to end.
@@ -68,7 +72,7 @@ async def _started(store: PostgresStore, worker: Worker, stop: asyncio.Event) ->
     return False
 
 
-async def _control(options: settings.Settings, stop: asyncio.Event) -> None:
+def _control() -> Callable[[settings.Settings, asyncio.Event], Coroutine[Any, Any, None]]:
     from romancy.control.control import run_control
 
-    await run_control(options, stop)
+    return run_control

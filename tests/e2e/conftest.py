@@ -1,0 +1,30 @@
+"""Operator processes on a real API server and a real PostgreSQL."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from romancy.base.settings import DatabaseSettings
+from tests.chaos.fleet import Fleet
+from tests.controlplane.plane import ControlPlane
+
+
+@pytest.fixture
+async def engine(
+    cluster: ControlPlane, namespace: str, database: DatabaseSettings, tmp_path: Path
+) -> AsyncIterator[Fleet]:
+    """Processes that watch this test's namespace; none is started yet."""
+    options = {
+        "ROMANCY_CONTROL__ENABLED": "true",
+        "ROMANCY_CONTROL__KUBECONFIG": str(cluster.kubeconfig),
+        "ROMANCY_CONTROL__NAMESPACE": namespace,
+        "ROMANCY_CONTROL__WATCH_NAMESPACES": namespace,
+        "ROMANCY_CONTROL__LEASE_SECONDS": "2",
+        "ROMANCY_CONTROL__RENEW_DEADLINE_SECONDS": "1.4",
+        "ROMANCY_CONTROL__RETRY_SECONDS": "0.3",
+        "ROMANCY_CONTROL__BURY_SECONDS": "0.5",
+    }
+    modules = "tests.e2e.flows,workflows.order_saga"
+    async with Fleet(database, tmp_path, workflows=modules, options=options) as fleet:
+        yield fleet

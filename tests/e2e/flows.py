@@ -1,0 +1,65 @@
+"""Workflows for runs that are applied to a real API server."""
+
+import asyncio
+import os
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from romancy import RetryPolicy, activity, workflow
+
+
+class Parcel(BaseModel):
+    to: str
+    grams: int
+
+
+def write_down(line: str) -> None:
+    """Append a line; with O_APPEND whole lines of several processes do not mix."""
+    with (Path(os.environ["TEST_EFFECTS"]) / "log").open("a") as log:
+        log.write(f"{line} pid={os.getpid()}\n")
+
+
+@activity
+async def stamp(parcel: Parcel) -> str:
+    write_down(f"stamp {parcel.to}")
+    return f"{parcel.grams} g to {parcel.to}"
+
+
+@activity
+async def unstamped(parcel: Parcel) -> None:
+    raise LookupError(f"no stamp for {parcel.to}")
+
+
+@activity(retry=RetryPolicy(max_attempts=3, initial_interval=timedelta(seconds=60), max_interval=timedelta(seconds=60)))
+async def never_there() -> None:
+    raise ConnectionError("the post office is shut")
+
+
+@activity
+async def slow(seconds: float) -> None:
+    write_down("begin slow")
+    await asyncio.sleep(seconds)
+    write_down("end slow")
+
+
+@workflow
+async def send_parcel(parcel: Parcel) -> str:
+    return await stamp(parcel)
+
+
+@workflow
+async def raises(to: str) -> None:
+    raise KeyError(f"nobody lives at {to}")
+
+
+@workflow
+async def retries() -> None:
+    await never_there()
+
+
+@workflow
+async def takes_time(seconds: float) -> str:
+    await slow(seconds)
+    return "done"
