@@ -49,7 +49,7 @@ def callers() -> dict[str, list[tuple[str, str]]]:
 
 
 # The two forms of one flush are chosen between by the function that builds their arguments; a send goes out in parts.
-OTHER_NAMES = {"flush": "_statement", "flush_entries": "_statement", "send": "_send_part"}
+OTHER_NAMES = {"flush_entries": "flush", "send": "_send_part"}
 
 
 @pytest.mark.parametrize("name", sorted(SQL.by_name))

@@ -13,8 +13,8 @@ from romancy.base.settings import DatabaseSettings
 from romancy.errors import PayloadRefusedError, StoreUnavailableError, WorkerFencedError
 from romancy.model.history import MessageKind
 from romancy.model.run import Phase
+from romancy.store.flush import Write, flush
 from romancy.store.interface import Begin, Finish, Keep, Park, Release, RunWrite
-from romancy.store.journal import _statement, _Write
 from romancy.store.notify import due_channel, inbox_channel
 from romancy.store.pool import application_name
 from romancy.store.postgres import PostgresStore
@@ -61,10 +61,10 @@ async def watcher(connect: Connect) -> Watcher:
 
 def flush_of(worker: Hands, *writes: RunWrite, slot: int = 0) -> tuple[Any, ...]:
     """The statement that a journal would send for these, for a connection of the test's own."""
-    rows = [_Write.of(write, 0) for write in writes]
+    rows = [Write.of(write, 0) for write in writes]
     for number, row in enumerate(rows):
         row.number = 1000 + number
-    return _statement(worker.id, slot, rows)
+    return flush(worker.id, slot, rows)
 
 
 def send_of(store: PostgresStore, *messages: Any) -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ async def test_a_flush_waits_for_a_burial_on_its_way(
     await transaction.start()
     await other.fetch(*SQL.delete_worker(worker_id=worker.id, even_if_alive=True))
 
-    flush = worker.journal.submit(RunWrite(claim.run_id, 1, entries=(an_entry(1),), then=Release()))
+    flushing = worker.journal.submit(RunWrite(claim.run_id, 1, entries=(an_entry(1),), then=Release()))
     claiming = asyncio.create_task(worker.claim())
     await watcher.until_waits(what="with me as%")
     await watcher.until_waits(what="with recursive me%")
@@ -147,12 +147,12 @@ async def test_a_flush_waits_for_a_burial_on_its_way(
 
     if ends_by == "commit":
         with pytest.raises(WorkerFencedError):
-            await flush
+            await flushing
         with pytest.raises(WorkerFencedError):
             await claiming
         assert await store.read_history(claim.run_id) == []
     else:
-        await flush
+        await flushing
         await claiming
         assert await store.read_history(claim.run_id) == [an_entry(1)]
 
@@ -166,13 +166,13 @@ async def test_a_flush_whose_snapshot_is_older_than_the_burial_writes_nothing(
     other, gatekeeper = await connect(), await connect()
     await gatekeeper.execute("select pg_advisory_lock(7)")
     write = RunWrite(claim.run_id, 1, entries=(an_entry(1),), then=Finish(Phase.FAILED))
-    flush = asyncio.create_task(other.fetchrow(*gated(flush_of(worker, write))))
+    flushing = asyncio.create_task(other.fetchrow(*gated(flush_of(worker, write))))
     await watcher.until_waits(pid=other.get_server_pid())
 
     await store.bury_worker(worker.id, even_if_alive=True)
     await gatekeeper.execute("select pg_advisory_unlock(7)")
 
-    assert not (await flush)["is_alive"]
+    assert not (await flushing)["is_alive"]
     assert await store.read_history(claim.run_id) == []
     run = await store.read_run(claim.run_id)
     assert run is not None
@@ -285,10 +285,10 @@ async def test_no_wake_up_is_lost(
     await other.fetch(*(send_of(store, message) if first == "send" else flush_of(worker, park)))
 
     if first == "send":
-        flush = worker.journal.submit(park)
+        flushing = worker.journal.submit(park)
         await watcher.until_waits(name="romancy %")
         await transaction.commit()
-        assert (await flush).stays
+        assert (await flushing).stays
         assert await worker.claim() == []
     else:
         sending = asyncio.create_task(store.send([message]))
@@ -593,13 +593,13 @@ async def test_what_waits_for_a_lock_is_sent_again(
         await transaction.start()
         await other.execute("select 1 from due where id = $1 for update", claim.run_id)
 
-        flush = worker.journal.submit(RunWrite(claim.run_id, 1, entries=(an_entry(1),), then=Park(0, None)))
+        flushing = worker.journal.submit(RunWrite(claim.run_id, 1, entries=(an_entry(1),), then=Park(0, None)))
         await watcher.until_waits(name="romancy %")
         await watcher.until("not exists (select from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0)")
         await watcher.until_waits(name="romancy %")
         await transaction.rollback()
 
-        assert not (await flush).stays
+        assert not (await flushing).stays
         assert await store.read_history(claim.run_id) == [an_entry(1)]
 
 
