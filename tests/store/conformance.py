@@ -447,6 +447,7 @@ class StoreConformance:
             await bad
         with pytest.raises(PayloadRefusedError):
             await ahead
+        await worker.write(claim, then=Keep(Phase.RUNNING, "reason"))
         with pytest.raises(PayloadRefusedError):
             await worker.write(claim, an_entry(3))
         await worker.write(claim, an_entry(1), then=Finish(Phase.FAILED, "PayloadRefused"))

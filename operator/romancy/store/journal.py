@@ -232,9 +232,11 @@ class PostgresJournal:
         lost = self._lost.get(write.run_id)
         if lost is None:
             return None
-        if lost.claim == write.claim and write.entries and write.entries[0].position > lost.position:
+        is_its_claim = lost.claim == write.claim
+        if is_its_claim and write.entries and write.entries[0].position > lost.position:
             return lost.error  # it would leave a gap in the history
-        del self._lost[write.run_id]
+        if not is_its_claim or write.entries or isinstance(write.then, LetGo):
+            del self._lost[write.run_id]  # what was lost has been replaced, or is nobody's any more
         return None
 
     def _refuse(self, write: Write, error: RomancyError) -> None:
