@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -93,3 +94,16 @@ async def wait_and_report(ctx: WorkflowContext, label: str) -> str:
     async with asyncio.TaskGroup() as group:
         parts = [group.create_task(work(f"{label}-{number}")) for number in range(3)]
     return ",".join(part.result() for part in parts) + f" in {ctx.info.name}"
+
+
+@activity(retry=QUICK)
+async def block_the_loop() -> None:
+    if "block" not in (effects() / "log").read_text():
+        write_down("block")
+        time.sleep(60)  # noqa: ASYNC251 - this is what must not be done
+
+
+@workflow
+async def blocks_once() -> str:
+    await block_the_loop()
+    return "went on"

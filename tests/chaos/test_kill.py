@@ -211,3 +211,19 @@ async def test_sigterm_hands_over_within_a_second(fleet: Fleet) -> None:
     assert fleet.processes["a"].popen.wait(10) == 0
     assert fleet.log().count("begin one") == 1
     assert fleet.log().count("begin two") == 1
+
+
+async def test_a_process_whose_loop_is_stuck_ends_with_the_stack_that_blocks_it(fleet: Fleet) -> None:
+    """It goes on renewing for a while: a blocked loop is no dead process at once."""
+    await fleet.start("a", ROMANCY_WORKER__LOOP_STUCK_SECONDS="3")
+    handle = await fleet.client.start(flows.blocks_once)
+    await fleet.did("block")
+    process = fleet.processes["a"]
+    await fleet.until(lambda: process.popen.poll() is not None, "the process ends")
+    await fleet.start("b")
+
+    assert await handle.result(timeout=20) == "went on"
+    assert process.popen.returncode == 70
+    text = process.log.read_text()
+    assert "loop_stuck" in text
+    assert "in block_the_loop" in text

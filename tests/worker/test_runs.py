@@ -257,14 +257,14 @@ async def test_timers_fire_within_100_ms_parked_or_not(database: DatabaseSetting
 
 
 @activity
-async def book(what: str) -> str:
-    calls.append(f"book {what}")
+async def take_room(what: str) -> str:
+    calls.append(f"take_room {what}")
     return what
 
 
-@book.compensate
-async def unbook(what: str) -> None:
-    calls.append(f"unbook {what}")
+@take_room.compensate
+async def leave_room(what: str) -> None:
+    calls.append(f"leave_room {what}")
 
 
 @activity
@@ -274,8 +274,8 @@ async def clean_up() -> None:
 
 @workflow
 async def cancellable() -> None:
-    await book("a")
-    await book("b")
+    await take_room("a")
+    await take_room("b")
     try:
         await asyncio.sleep(3600)
     finally:
@@ -293,7 +293,7 @@ async def test_cancel_wakes_cleans_up_and_compensates(database: DatabaseSettings
             await handle.result()
         run = await handle.info()
 
-    assert calls == ["book a", "book b", "clean up", "unbook b", "unbook a"]
+    assert calls == ["take_room a", "take_room b", "clean up", "leave_room b", "leave_room a"]
     assert (run.phase, run.reason) == (Phase.CANCELLED, Reason.CANCELLED)
 
 
@@ -305,12 +305,12 @@ async def test_a_run_that_uses_up_its_timeout_fails_as_timed_out(database: Datab
         run = await handle.info()
 
     assert (run.phase, run.reason) == (Phase.FAILED, Reason.TIMED_OUT)
-    assert calls[-3:] == ["clean up", "unbook b", "unbook a"]
+    assert calls[-3:] == ["clean up", "leave_room b", "leave_room a"]
 
 
 @workflow
 async def raises_after_booking() -> None:
-    await book("x")
+    await take_room("x")
     raise ValueError("no stock")
 
 
@@ -327,7 +327,7 @@ async def test_a_workflow_that_raises_fails_with_type_message_and_trace(database
     assert 'raise ValueError("no stock")' in failure["trace"]
     assert "operator/romancy" not in failure["trace"]
     assert (run.reason, run.message) == (Reason.WORKFLOW_FAILED, "ValueError: no stock")
-    assert calls == ["book x", "unbook x"]
+    assert calls == ["take_room x", "leave_room x"]
 
 
 # --- suspend ------------------------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ async def test_a_suspended_run_can_be_cancelled(database: DatabaseSettings) -> N
 
         with pytest.raises(RunCancelledError):
             await handle.result()
-    assert calls[-1] == "unbook a"
+    assert calls[-1] == "leave_room a"
 
 
 async def _true(value: object) -> object:
@@ -493,7 +493,7 @@ def _versions() -> dict[str, Workflow[[], str]]:
 
     @workflow(name="changing")
     async def new() -> str:
-        await book("surprise")
+        await take_room("surprise")
         await asyncio.sleep(0.6)
         return "new"
 
@@ -510,7 +510,7 @@ async def test_changed_code_blocks_a_run_and_fitting_code_heals_it(database: Dat
         run = await in_phase(app.handle(run_id), Phase.BLOCKED)
         assert run.reason == Reason.NON_DETERMINISM
         assert (
-            "at position 1 history says ActivityCompleted double#1, but the code asked for activity book#1"
+            "at position 1 history says ActivityCompleted double#1, but the code asked for activity take_room#1"
             in run.message
         )
         assert calls == []
@@ -568,3 +568,18 @@ async def test_what_happened_first_wins_though_the_worker_was_dead_in_between(
 
     first = Kind.CANCEL_REQUESTED if cancel_at < 0 else Kind.TIMER_FIRED
     assert history[0].kind is first
+
+
+@workflow
+async def spins() -> None:
+    while True:  # noqa: ASYNC110 - this is what must not be done
+        await asyncio.sleep(0)
+
+
+async def test_a_step_without_end_is_blocked_and_others_go_on(database: DatabaseSettings) -> None:
+    async with running(database, spins, doubles) as app:
+        run = await in_phase(await app.start(spins), Phase.BLOCKED)
+        assert await (await app.start(doubles, 2)).result() == 2
+
+    assert run.reason == Reason.STEP_TOO_LONG
+    assert "100,000 turns of its loop" in run.message
