@@ -24,6 +24,7 @@ lint: $(STAMP)
 	@$(VENV)/bin/pyright
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m romancy.control.crds --check
+	@$(PY) -m tools.reference --check
 
 test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real processes that are killed
 	@$(PY) -m pytest
@@ -31,8 +32,9 @@ test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real pro
 format: $(STAMP) ## Format and mend what can be mended
 	@$(VENV)/bin/ruff check -q --fix operator tests tools workflows; $(VENV)/bin/ruff format operator tests tools workflows
 
-generate: $(STAMP) ## Write crds/ anew from the models
+generate: $(STAMP) ## Write crds/ and docs/reference anew from the code
 	@$(PY) -m romancy.control.crds --write
+	@$(PY) -m tools.reference --write
 
 kube-bin: $(STAMP) ## Build etcd and kube-apiserver once (about 4 minutes on 2 cores)
 	@$(PY) -m tests.controlplane build

@@ -1,0 +1,75 @@
+"""Pages of docs/reference that are made of the code: `python -m tools.reference --write | --check`."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from romancy.base import settings
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = ROOT / "operator/romancy"
+LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical", "exception"})
+
+
+def settings_page() -> str:
+    """Every environment variable with its default."""
+    lines = ["# Settings", "", "Environment variables of every process. `DATABASE_URL` is read as well.", ""]
+    lines += ["| variable | default | what it does |", "| --- | --- | --- |"]
+    shown = settings.Settings.model_construct(
+        **{name: field.default for name, field in settings.Settings.model_fields.items()}
+    )
+    for name, text in settings.variables().items():
+        value: object = shown
+        for part in name.removeprefix("ROMANCY_").lower().split("__"):
+            value = getattr(value, part)
+        default = "" if value in ((), "") or "SecretStr" in type(value).__name__ else f"`{value}`"
+        lines.append(f"| `{name}` | {default} | {' '.join(text.split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def log_events() -> Iterator[tuple[str, str, str]]:
+    """Event, level and module of every log line in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LEVELS
+                and "log" in ast.unparse(node.func.value).lower()
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+                and isinstance(node.args[0].value, str)
+            ):
+                module = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+                yield node.args[0].value, node.func.attr, module
+
+
+def events_page() -> str:
+    """Every event of the log."""
+    lines = ["# Log events", "", "JSON lines on stdout. An event is a fact in the past; its values are fields.", ""]
+    lines += ["| event | level | module |", "| --- | --- | --- |"]
+    lines += [f"| `{event}` | {level} | `{module}` |" for event, level, module in sorted(set(log_events()))]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: Final = {
+    ROOT / "docs/reference/settings.md": settings_page,
+    ROOT / "docs/reference/log-events.md": events_page,
+}
+
+
+def main(arguments: list[str]) -> int:
+    stale = [path for path, make in PAGES.items() if not path.exists() or path.read_text() != make()]
+    if "--write" in arguments:
+        for path in stale:
+            path.write_text(PAGES[path]())
+        return 0
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is not what the code says: run `make generate`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
