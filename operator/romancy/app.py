@@ -57,7 +57,9 @@ class App(Client):
     async def __aenter__(self) -> Self:
         log.configure_library()
         if sys.flags.hash_randomization:
-            LOG.warning("hash_seed_random", hint="set PYTHONHASHSEED=0, so that sets of strings replay in the same order")
+            LOG.warning(
+                "hash_seed_random", hint="set PYTHONHASHSEED=0, so that sets of strings replay in the same order"
+            )
         failure.freeze_modules()
         await super().__aenter__()
         try:
