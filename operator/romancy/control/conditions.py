@@ -66,12 +66,9 @@ def stalled_since(run: Run, before: Stalled | None, now: datetime) -> Stalled:
 
 def of_run(run: Run, shown: Shown, *, now: datetime) -> Json:
     """The whole status of a run's resource, under 16 KB of JSON."""
-    for message_bytes, failure_bytes, trace_bytes in _SHRINKING:
-        status = _status(run, shown, now, message_bytes, failure_bytes, trace_bytes)
-        if (size := _size(status)) <= STATUS_BYTES_MAX:
-            break
+    status = _small_enough(run, shown, now)
     if run.output is not None and run.output != "null":
-        room = min(shown.output_bytes_max, STATUS_BYTES_MAX - size - len(',"output":'))
+        room = min(shown.output_bytes_max, STATUS_BYTES_MAX - _size(status) - len(',"output":'))
         if len(run.output.encode()) <= room:
             status["output"] = json.loads(run.output)
         else:
@@ -134,6 +131,15 @@ def _unstored(engine: str, generation: int, reason: str, text: str, now: datetim
             _condition(Type.STALLED, "True", reason, text, now, generation),
         ],
     }
+
+
+def _small_enough(run: Run, shown: Shown, now: datetime) -> Json:
+    *first, last = _SHRINKING
+    for message_bytes, failure_bytes, trace_bytes in first:
+        status = _status(run, shown, now, message_bytes, failure_bytes, trace_bytes)
+        if _size(status) <= STATUS_BYTES_MAX:
+            return status
+    return _status(run, shown, now, *last)
 
 
 def _status(

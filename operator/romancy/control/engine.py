@@ -16,7 +16,7 @@ import kopf
 from romancy.base import log
 from romancy.base.settings import ControlSettings
 from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
-from romancy.control.resources import API_VERSION, ENGINES, GROUP, VERSION, duration_of, time_of
+from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
 from romancy.errors import StoreError
 from romancy.store.interface import Backlog, Store, WorkerRow
 
@@ -87,35 +87,27 @@ def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, st
     away, unwatched = health.store_error, health.unwatched
     blind = "; ".join(f"{kind}: {why}" for kind, why in sorted(unwatched.items()))
     if away:
-        ready = ("False", "StoreUnavailable", away)
+        ready = ("Ready", "False", "StoreUnavailable", away)
     elif not live:
-        ready = ("False", "NoWorkers", "no worker has a valid lease; start one, or see its logs")
-    elif "workflowruns" in unwatched:
-        ready = ("False", "NotWatching", blind)
+        ready = ("Ready", "False", "NoWorkers", "no worker has a valid lease; start one, or see its logs")
+    elif RUNS in unwatched:
+        ready = ("Ready", "False", "NotWatching", blind)
     else:
-        ready = ("True", "Ready", f"{live} workers with {workflows} workflows")
-    others = sorted(set(health.foreign.values()))
-    return [
-        ("Ready", *ready),
-        (
-            ("StoreAvailable", "False", "StoreUnavailable", away)
-            if away
-            else ("StoreAvailable", "True", "Available", "PostgreSQL answers")
-        ),
-        ("Watching", "False", "NotWatching", blind)
-        if unwatched
-        else ("Watching", "True", "Watching", "all kinds are watched"),
-        (
-            (
-                "RunsOfOthers",
-                "True",
-                "OtherEngine",
-                f"{len(health.foreign)} runs name another engine ({', '.join(others)[:200]}) and are left alone",
-            )
-            if others
-            else ("RunsOfOthers", "False", "None", "no run names another engine")
-        ),
-    ]
+        ready = ("Ready", "True", "Ready", f"{live} workers with {workflows} workflows")
+    if away:
+        store = ("StoreAvailable", "False", "StoreUnavailable", away)
+    else:
+        store = ("StoreAvailable", "True", "Available", "PostgreSQL answers")
+    if unwatched:
+        watching = ("Watching", "False", "NotWatching", blind)
+    else:
+        watching = ("Watching", "True", "Watching", "all kinds are watched")
+    if others := sorted(set(health.foreign.values())):
+        text = f"{len(health.foreign)} runs name another engine ({', '.join(others)[:200]}) and are left alone"
+        shared = ("RunsOfOthers", "True", "OtherEngine", text)
+    else:
+        shared = ("RunsOfOthers", "False", "None", "no run names another engine")
+    return [ready, store, watching, shared]
 
 
 class Engine:

@@ -296,12 +296,11 @@ def _ssl_context(configuration: Any) -> ssl.SSLContext:
 
 def _error_of(what: str, answer: aiohttp.ClientResponse, content: bytes) -> KubeError:
     try:
-        status = json.loads(content)
+        read = json.loads(content)
     except ValueError:
-        status = None
-    if not isinstance(status, dict):
-        status = {"message": content[:200].decode(errors="replace")}
-    status.setdefault("code", answer.status)
+        read = None
+    text = content[:200].decode(errors="replace")
+    status: Json = {"code": answer.status, **(read if isinstance(read, dict) else {"message": text})}
     try:
         retry_after_seconds = float(answer.headers.get("Retry-After", "0"))
     except ValueError:

@@ -80,7 +80,11 @@ class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
         """
         name = APPLICATION if worker_id is None else application_name(self.settings, worker_id)
         wakeups = PostgresWakeups(self.settings, worker_id, name=name)
-        await wakeups.open()
+        try:
+            await wakeups.open()
+        except BaseException:  # also a cancel half-way: nobody else knows of this connection
+            await wakeups.close()
+            raise
         self._wakeups.append(wakeups)
         return wakeups
 
