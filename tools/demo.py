@@ -65,6 +65,7 @@ class Stage:
     folder: Path
     kubeconfig: Path
     database: DatabaseSettings
+    kubectl_command: list[str]
     operators: dict[str, Operator] = field(default_factory=dict)
 
     @property
@@ -73,7 +74,7 @@ class Stage:
 
     def kubectl(self, *arguments: str, is_shown: bool = True) -> str:
         """Run kubectl and show it as a user would see it."""
-        command = ["kubectl", "--kubeconfig", str(self.kubeconfig), *arguments]
+        command = [*self.kubectl_command, "--kubeconfig", str(self.kubeconfig), *arguments]
         if is_shown:
             say(f"\033[1m$ kubectl {' '.join(argument.replace(f'{ROOT}/', '') for argument in arguments)}\033[0m")
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -129,7 +130,7 @@ class Stage:
         return next((each.name for each in self.operators.values() if each.popen.pid == pid), f"pid {pid}")
 
 
-async def until[T](find: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
+async def until(find: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait for something that other processes do."""
     end = time.monotonic() + seconds
     while True:
@@ -159,7 +160,7 @@ async def onboarding(stage: Stage) -> None:
     for number in (1, 2, 3):
         stage.start_operator(f"operator-{number}")
     say("three operator processes are starting")
-    await until(lambda: leader_of(stage), "one of them leads")
+    await until(lambda: leader_of(stage), "one of them leads", seconds=60)
     stage.kubectl("apply", "-f", f"{ROOT}/workflows/onboarding.yaml")
     stage.kubectl("wait", "--for=condition=Completed", "wfr/onboarding-1", "--timeout=30s")
     stage.kubectl("get", "wfr")
@@ -241,35 +242,40 @@ async def summary(stage: Stage, client: Client, run_id: UUID, killed: list[str],
 
 
 @contextmanager
-def kubernetes(folder: Path) -> Iterator[Path]:
-    """A Kubernetes: built from the Go module proxy, or kind where Docker runs; the path of its kubeconfig."""
-    if shutil.which("go") or plane.cached_binary().exists():
-        binary = plane.cached_binary()
-        say(
-            "Kubernetes: etcd, API server and controllers"
-            + ("" if binary.exists() else ", built once (about 4 minutes)")
-        )
+def kubernetes(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A Kubernetes: built from the Go module proxy, or kind where Docker runs; its kubeconfig, and kubectl."""
+    binary = plane.cached_binary()
+    if shutil.which("go") or binary.exists():
+        once = "" if binary.exists() else ", built once (about 4 minutes on two cores)"
+        say(f"Kubernetes: etcd, API server, controllers and kubectl{once}")
         plane.build()
         running = plane.ControlPlane.start(folder / "kube")
         try:
-            yield running.kubeconfig
+            yield running.kubeconfig, [str(binary), "kubectl"]
         finally:
             running.stop()
-    elif shutil.which("kind") and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
+    elif shutil.which("kind") and shutil.which("kubectl") and _docker_runs():
         say("Kubernetes: a kind cluster")
         path = folder / "kubeconfig"
-        kind = ["kind", "--name", "romancy-demo", "--kubeconfig", str(path)]
-        subprocess.run([*kind, "create", "cluster", "--config", str(ROOT / "kind-config.yaml")], check=True)
+        cluster = ["cluster", "--name", "romancy-demo", "--kubeconfig", str(path)]
+        subprocess.run(["kind", "create", *cluster, "--config", str(ROOT / "kind-config.yaml")], check=True)
         try:
-            yield path
+            yield path, ["kubectl"]
         finally:
-            subprocess.run([*kind, "delete", "cluster"], check=False)
+            subprocess.run(["kind", "delete", *cluster], check=False)
     else:
         raise DemoError(
-            "there is neither Go (to build an API server) nor kind with a running Docker. Without Kubernetes, see crash "
-            "recovery with: .venv/bin/romancy dev workflows/onboarding.py --run user_onboarding "
+            "there is neither Go (to build an API server) nor kind and kubectl with a running Docker. Without Kubernetes, "
+            "see crash recovery with: .venv/bin/romancy dev workflows/onboarding.py --run user_onboarding "
             '-i \'{"user_id": "user-1", "email": "user-1@example.com"}\''
         )
+
+
+def _docker_runs() -> bool:
+    return (
+        bool(shutil.which("docker"))
+        and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def errors_in(folder: Path) -> str:
@@ -285,12 +291,11 @@ async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="romancy-demo-") as name, ExitStack() as stack:
         folder = Path(name)
         try:
-            if shutil.which("kubectl") is None:
-                raise DemoError("kubectl is not on PATH: install it (it shows what a user of Kubernetes sees)")
             say("PostgreSQL" + (" (recovery is switched off: this demo must fail)" if IS_BROKEN else ""))
             server = stack.enter_context(postgres.server(postgres.embedded_binaries()))
             database = await server.migrated_database()
-            stage = Stage(folder, stack.enter_context(kubernetes(folder)), database)
+            kubeconfig, kubectl = stack.enter_context(kubernetes(folder))
+            stage = Stage(folder, kubeconfig, database, kubectl)
             stack.callback(stage.stop)
             await onboarding(stage)
             async with Client(database) as client:

@@ -44,12 +44,28 @@ async def run() -> int:
         if not await _started(store, worker, stop):
             return 0
         control = asyncio.create_task(run_control(options, stop), name="control") if run_control else None
-        await stop.wait()
-        LOG.info("stop_asked")
+        failed = await _until_stopped(stop, control)
         # The Lease is given up at once, while activities may take their time to end.
-        await asyncio.gather(worker.drain(), *([control] if control else []))
+        await asyncio.gather(worker.drain(), *([control] if control and not control.done() else []))
         await store.close()
-    return 0
+    return 1 if failed else 0
+
+
+async def _until_stopped(stop: asyncio.Event, control: "asyncio.Task[None] | None") -> bool:
+    """Until it is asked to stop; True if control has failed before: the process then ends, and is started anew."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopped, *([control] if control else [])}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        LOG.info("stop_asked")
+        return False
+    stopped.cancel()
+    assert control is not None
+    error = control.exception()
+    LOG.critical(
+        "control_failed", error=repr(error), hint=getattr(error, "hint", "") or "the process ends, to start anew"
+    )
+    stop.set()
+    return True
 
 
 async def _started(store: PostgresStore, worker: Worker, stop: asyncio.Event) -> bool:
