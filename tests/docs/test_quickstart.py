@@ -119,6 +119,22 @@ def test_dev_goes_on_after_kill_9_and_starts_anew_on_save(dev: Dev, installed: I
     assert json.loads(again.stdout)["status"] == "welcome"
 
 
+def test_dev_replays_what_ended_with_another_hash_seed(dev: Dev, installed: Installed, tmp_path: Path) -> None:
+    """Code that can't be replayed is found before the first crash."""
+    dev.until(r"ready:")
+    source = (tmp_path / "onboarding.py").read_text()
+    changed = source.replace(
+        "    await create_user_profile(user_id, email)\n",
+        "    for letter in {'a', 'b', 'c', 'd', 'e', 'f'}:\n        await create_user_profile(letter, email)\n",
+    )
+    assert changed != source
+    (tmp_path / "onboarding.py").write_text(changed)
+    dev.until(r"(?s)saved: starting anew.*ready:")
+
+    assert run(installed, tmp_path, command("romancy run")).returncode == 0
+    dev.until(r"user_onboarding/\S+ does not replay: ")
+
+
 async def test_a_program_of_one_s_own(installed: Installed, postgres_server: postgres.Server, tmp_path: Path) -> None:
     for name, code in FILES.items():
         (tmp_path / name).write_text(code)

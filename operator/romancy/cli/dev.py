@@ -53,7 +53,7 @@ async def work(file: Path, database_url: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _print_states()
-    _import(file)
+    import_file(file)
     if not len(WORKFLOWS):
         raise DefinitionError(f"{file} defines no workflow", hint="decorate a function with @workflow")
     failure.freeze_modules()
@@ -61,7 +61,7 @@ async def work(file: Path, database_url: str) -> int:
     options = settings.load().worker.model_copy(update={"name": f"dev-{os.getpid()}", "drain_seconds": 2.0})
     worker = Worker(lambda: PostgresStore(database), list(WORKFLOWS), options, clock=SystemClock())
     await worker.start()
-    _say(f"ready: {', '.join(WORKFLOWS.names())} (pid {os.getpid()}; kill -9 it, and see the next one go on)")
+    say(f"ready: {', '.join(WORKFLOWS.names())} (pid {os.getpid()}; kill -9 it, and see the next one go on)")
     await stop.wait()
     await worker.drain()
     return 0
@@ -76,9 +76,8 @@ async def _keep_worker(
     try:
         while not stop.is_set():
             saved.clear()
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "romancy", "dev-worker", str(file), "--database-url", url, start_new_session=True
-            )
+            child = await _start("dev-worker", file, url, hash_seed="0")
+            replayer = await _start("dev-replayer", file, url, hash_seed="1")
             if workflow is not None:
                 await _start_run(url, workflow, text)
                 workflow = None
@@ -88,27 +87,42 @@ async def _keep_worker(
                 asyncio.create_task(saved.wait(), name="saved"),
             }
             done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await _end(replayer)
             for task in pending:
                 task.cancel()
             happened = {task.get_name() for task in done}
             if "died" in happened and "stop" not in happened:
                 if child.returncode == 0:
                     return
-                _say(f"the worker ended with {child.returncode}")
+                say(f"the worker ended with {child.returncode}")
                 if (child.returncode or 0) > 0:
-                    _say("waiting for a file to be saved")
+                    say("waiting for a file to be saved")
                     await asyncio.wait(
                         [asyncio.create_task(saved.wait()), asyncio.create_task(stop.wait())],
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                 continue  # killed: its runs go on in the next one
             if "saved" in happened:
-                _say("saved: starting anew")
-            child.send_signal(signal.SIGTERM)
-            await child.wait()
+                say("saved: starting anew")
+            await _end(child)
     finally:
         if watching is not None:
             watching.cancel()
+
+
+async def _start(command: str, file: Path, url: str, *, hash_seed: str) -> asyncio.subprocess.Process:
+    """A process of ours; in a session of its own, so that Ctrl-C reaches only the parent, which ends it in order."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "romancy", command, str(file), "--database-url", url),
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        start_new_session=True,
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
 
 
 async def _watch(file: Path, saved: asyncio.Event, stop: asyncio.Event) -> None:
@@ -145,7 +159,7 @@ async def _database(url: str | None) -> AsyncIterator[str]:
             ) from error
         folder = (FOLDER / "postgres").resolve()
         folder.parent.mkdir(exist_ok=True)
-        _say(f"PostgreSQL of its own in {folder}")
+        say(f"PostgreSQL of its own in {folder}")
         server = await asyncio.to_thread(get_server, folder)
     try:
         yield server.get_uri()
@@ -153,7 +167,7 @@ async def _database(url: str | None) -> AsyncIterator[str]:
         await asyncio.to_thread(server.cleanup)
 
 
-def _import(file: Path) -> None:
+def import_file(file: Path) -> None:
     """Import a file as the module of its name."""
     path = file.resolve()
     sys.path.insert(0, str(path.parent))
@@ -211,5 +225,5 @@ def _render(_: Any, level: str, event: MutableMapping[str, Any]) -> str:
     return f"{datetime.now().astimezone():%H:%M:%S} {event.get('run', '')} {name} {fields}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     click.echo(click.style("romancy dev: ", dim=True) + text)

@@ -81,6 +81,16 @@ def dev_worker(file: Path, database_url: str) -> None:
     sys.exit(asyncio.run(development.work(file, database_url)))
 
 
+@main.command("dev-replayer", hidden=True)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--database-url", required=True)
+def dev_replayer(file: Path, database_url: str) -> None:
+    """The second process of `romancy dev`: replays what has come to rest."""
+    from romancy.cli import replay
+
+    sys.exit(asyncio.run(replay.watch(file, database_url)))
+
+
 @main.command()
 @click.argument("workflow")
 @click.option("-i", "--input", "text", default="{}", help="The input, as a JSON object.")
