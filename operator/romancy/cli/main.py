@@ -44,7 +44,7 @@ def operator() -> None:
     Options come from the environment (docs/reference/settings.md): ROMANCY_WORKFLOWS names the modules,
     ROMANCY_DATABASE__URL or DATABASE_URL the database. SIGTERM drains.
     """
-    _with_fixed_hash_seed()
+    with_fixed_hash_seed()
     from romancy.cli import serve
 
     sys.exit(asyncio.run(serve.run()))
@@ -65,7 +65,7 @@ def dev(file: Path, database_url: str | None, workflow: str | None, text: str, r
 
     Prints one line a change of state. Ctrl-C stops; runs go on at the next start.
     """
-    _with_fixed_hash_seed()
+    with_fixed_hash_seed()
     from romancy.cli import dev as development
 
     sys.exit(asyncio.run(development.run(file, database_url, workflow=workflow, input=_object(text), reload=reload)))
@@ -128,8 +128,12 @@ def _object(text: str) -> str:
     return text
 
 
-def _with_fixed_hash_seed(execute: Callable[..., Any] = os.execve) -> None:
+def with_fixed_hash_seed(execute: Callable[..., Any] = os.execve) -> None:
     """Start this process anew with PYTHONHASHSEED=0: sets of strings then iterate alike wherever a run is replayed."""
-    if sys.flags.hash_randomization and "ROMANCY_HASHSEED_SET" not in os.environ:
+    if _is_hash_random() and "ROMANCY_HASHSEED_SET" not in os.environ:
         environment = {**os.environ, "PYTHONHASHSEED": "0", "ROMANCY_HASHSEED_SET": "1"}
         execute(sys.executable, [sys.executable, "-m", "romancy", *sys.argv[1:]], environment)
+
+
+def _is_hash_random() -> bool:
+    return bool(sys.flags.hash_randomization)

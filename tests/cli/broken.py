@@ -1,0 +1,3 @@
+"""A module with an error."""
+
+1 / 0  # noqa: B018
