@@ -82,6 +82,7 @@ class Worker:
         self._life_ended = asyncio.Event()
         self._is_registered = asyncio.Event()
         self._is_drained = asyncio.Event()
+        self._held_lately: set[UUID] = set()  # since the last slow poll began
         self._was_full = False  # runs may be due that nobody here has looked at
         self._main: asyncio.Task[None] | None = None
 
@@ -274,7 +275,10 @@ class Worker:
         if woken is Woken.POLL:
             await self._measure_offset()
             in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
+            self._held_lately.clear()
             unseen = await self._store.unseen_claims(self.id, in_hand)
+            # A run that was begun here meanwhile is not unseen, also if it has been parked by now.
+            unseen = [claim for claim in unseen if claim.run_id not in self._held_lately]
             blocked = (
                 await self._store.claim_blocked(self.id, limit=self._free_slots()) if self._free_slots() > 0 else []
             )
@@ -330,6 +334,7 @@ class Worker:
 
     def _hold(self, execution: Execution) -> None:
         self._executions[execution.run_id] = execution
+        self._held_lately.add(execution.run_id)
         task = asyncio.create_task(self._execute(execution), name=f"run {execution.run_id}")
         self._tasks[execution.run_id] = task
 
