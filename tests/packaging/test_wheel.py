@@ -57,7 +57,7 @@ async def test_it_migrates_and_runs_the_onboarding_workflow(
 
 
 def test_every_command_has_help(installed: Installed) -> None:
-    for command in ([], ["operator"], ["dev"], ["run"], ["migrate"]):
+    for command in ([], ["operator"], ["dev"], ["run"], ["db", "migrate"], ["db", "verify"]):
         done = subprocess.run(
             [installed.romancy, *command, "--help"],
             check=True,

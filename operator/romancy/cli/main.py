@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from romancy.cli import database
 from romancy.errors import RomancyError, SettingsError
 
 EXIT_ERROR = 1
@@ -107,14 +108,7 @@ def run(workflow: str, text: str, name: str | None, namespace: str, wait: bool) 
     sys.exit(asyncio.run(runs.start(workflow, _object(text), name=name, namespace=namespace, wait=wait)))
 
 
-@main.command()
-def migrate() -> None:
-    """Bring the schema of the database up to date, and end."""
-    from romancy.base import settings
-    from romancy.store.migrate import migrate as bring_up_to_date
-
-    asyncio.run(bring_up_to_date(settings.load().database))
-    click.echo("the schema is up to date")
+main.add_command(database.db)
 
 
 def _object(text: str) -> str:
