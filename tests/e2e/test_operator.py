@@ -107,6 +107,10 @@ async def test_an_unknown_workflow_is_stalled_with_near_names_and_goes_on_when_a
     await engine.start("b")
     assert (await kube.end("early"))["output"] == "1 g to house 1"
 
+    kube.plane.call("PATCH", f"{kube.path}/saga", {"spec": {"cancel": True}})
+    ended = await kube.end("saga")  # though nobody will ever have it
+    assert (ended["phase"], ended["reason"]) == ("Cancelled", "Cancelled")
+
 
 async def test_a_workflow_that_raises(engine: Fleet, kube: Kubernetes) -> None:
     await engine.start("a")

@@ -1,12 +1,14 @@
 """The inbox: the only way in. Messages are stored and their runs woken in one transaction (I7)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from romancy.errors import PayloadRefusedError, StoreUnavailableError
 from romancy.model.history import InboxRow, Message, MessageKind
-from romancy.store.notify import MESSAGES_MAX, due_channel, inbox_channel
+from romancy.model.run import Reason
+from romancy.store.notify import MESSAGES_MAX, due_channel, inbox_channel, mirror_channel
 from romancy.store.pool import Connected, sqlstate_of
 from romancy.store.queries import SQL
 from romancy.store.texts import size_bytes
@@ -22,7 +24,8 @@ class Messages(Connected):
     async def send(self, messages: Sequence[Message]) -> int:
         """Store messages and wake their runs in one transaction (I7); how many were new. Runs that are done get none.
 
-        A waiting run becomes due; a delayed or suspended one keeps its time, but a cancel wakes it too, and a resume wakes
+        A run that has not begun ends at a cancel. A waiting run becomes due; a delayed or suspended one keeps its time,
+        but a cancel wakes it too, and a resume wakes
         suspended ones. More than 150 messages go out in several transactions, each of which is whole.
 
         Raises:
@@ -36,7 +39,24 @@ class Messages(Connected):
         while rest:
             part, rest = rest[:MESSAGES_MAX], rest[MESSAGES_MAX:]
             stored += await self._send_part(part)
+        if cancels := {message.run_id: message for message in new.values() if message.kind is MessageKind.CANCEL}:
+            await self._end_unbegun(cancels)
         return stored
+
+    async def _end_unbegun(self, cancels: Mapping[UUID, Message]) -> None:
+        """A cancelled run that no worker has ever taken ends here: it has nothing to clean up, and nobody may ever take it.
+
+        Apart from `send`: if it is lost, the message is there all the same, and sending it again ends the run.
+        """
+        said = [json.loads(message.payload or "{}") for message in cancels.values()]
+        await self._fetch(
+            SQL.end_unbegun(
+                run_ids=list(cancels),
+                reasons=[each.get("reason") or Reason.CANCELLED for each in said],
+                messages=[each.get("message") or "" for each in said],
+                mirror_channel=mirror_channel(self.settings),
+            )
+        )
 
     async def _send_part(self, messages: Sequence[Message]) -> int:
         statement = SQL.send(

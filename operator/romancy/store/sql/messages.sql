@@ -43,6 +43,38 @@ select (select count(*) from stored) as stored,
           from (select worker_id, string_agg(replace(id::text, '-', ''), ',') as run_ids
                   from changed where worker_id is not null group by worker_id) as holders) as workers_notified;
 
+-- name: end_unbegun
+-- Ends runs that no worker has ever taken, and that have a cancel in their inbox.
+-- A claim on its way holds the due row: it is waited for, and then the run has begun. Row: how many ended.
+-- Index: the primary keys.
+with locked as materialized (
+    select due.id from due
+     where due.id = any(:run_ids::uuid[]) and due.worker_id is null and due.started_at is null
+     order by due.id for update
+), asked as materialized (
+    select a.run_id, a.reason, a.message
+      from unnest(:run_ids::uuid[], :reasons::text[], :messages::text[]) as a(run_id, reason, message)
+      join locked on locked.id = a.run_id
+     where exists (select from inbox where inbox.run_id = a.run_id and inbox.kind = 'Cancel')
+), gone as (
+    delete from due using asked where due.id = asked.run_id returning due.id, asked.reason, asked.message
+), ended as (
+    update run
+       set phase = 'Cancelled', reason = gone.reason, message = gone.message, finished_at = clock_timestamp(),
+           resource_due_at = case when run.is_resource then clock_timestamp() + make_interval(secs => run.ttl_seconds) end
+      from gone
+     where run.id = gone.id
+    returning run.id, run.is_resource
+), owed as (
+    update mirror
+       set version = mirror.version + 1, mirror_at = coalesce(mirror.mirror_at, now()), is_final = true
+      from ended
+     where mirror.run_id = ended.id and ended.is_resource
+    returning mirror.run_id
+)
+select (select count(*) from ended) as ended,
+       (select count(pg_notify(:mirror_channel::text, '')) from (select from owed limit 1) as woken) as notified;
+
 -- name: read_inboxes
 -- The mail of some runs, in order; each from the number after the one given. Index: the primary key.
 select inbox.run_id, inbox.number, inbox.kind, inbox.source, inbox.payload, inbox.at
