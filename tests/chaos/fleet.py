@@ -14,6 +14,7 @@ from romancy.base.settings import DatabaseSettings
 from romancy.client import Client
 from romancy.model.run import Run
 from romancy.store.interface import WorkerRow
+from romancy.store.verify import find_breaches
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 30
@@ -146,3 +147,9 @@ class Fleet:
                 logs = {each.name: each.log.read_text()[-2000:] for each in self.processes.values()}
                 raise AssertionError(f"in {seconds} s: never {what}; log {self.log()}; {process or logs}")
             await asyncio.sleep(0.02)
+
+
+async def all_holds(database: DatabaseSettings) -> None:
+    """What `romancy db verify` checks; whatever was killed, it must hold."""
+    breaches = await find_breaches(database)
+    assert not breaches, "\n".join(map(str, breaches))

@@ -6,11 +6,10 @@ import time
 import pytest
 
 from romancy.errors import RunCancelledError
-from romancy.model.history import Kind
 from romancy.model.run import Phase, Reason
 from tests.chaos import flows
 from tests.chaos.fleet import Fleet
-from tests.chaos.proxy import before
+from tests.proxy import Mode, proxy_to
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +30,14 @@ async def test_killed_during_an_activity(fleet: Fleet) -> None:
 
 async def test_killed_after_the_result_was_committed_but_before_the_answer(fleet: Fleet) -> None:
     """The flush is applied and unheard: the activity must not run again."""
-    async with before(fleet.database.url.get_secret_value()) as (proxy, url):
-        await fleet.start("a", url=url)
+    async with proxy_to(fleet.database) as (proxy, settings):
+        await fleet.start("a", url=settings.url.get_secret_value())
         fleet.open("two", "three")
         handle = await fleet.client.start(flows.three_steps)
         await fleet.did("begin one")
-        proxy.keep_answers_after(str(Kind.ACTIVITY_COMPLETED))
+        fault = proxy.fail(Mode.ANSWER_HELD, "flush_entries")
         fleet.open("one")
-        await proxy.has_seen.wait()
+        await fault.happened.wait()
         run_id = (await handle.info()).id
 
         async def is_committed() -> bool:
@@ -55,13 +54,13 @@ async def test_killed_after_the_result_was_committed_but_before_the_answer(fleet
 
 async def test_killed_between_activities(fleet: Fleet) -> None:
     """The first result is durable, the second activity has not begun: its worker was killed in between."""
-    async with before(fleet.database.url.get_secret_value()) as (proxy, url):
-        await fleet.start("a", url=url)
+    async with proxy_to(fleet.database) as (proxy, settings):
+        await fleet.start("a", url=settings.url.get_secret_value())
         handle = await fleet.client.start(flows.three_steps)
         await fleet.did("begin one")
-        proxy.keep_answers_after(str(Kind.ACTIVITY_COMPLETED))
+        fault = proxy.fail(Mode.ANSWER_HELD, "flush_entries")
         fleet.open("one", "two", "three")
-        await proxy.has_seen.wait()
+        await fault.happened.wait()
         fleet.processes["a"].kill()
     await fleet.start("b")
 

@@ -25,8 +25,8 @@ from tests.control.conftest import (
 from tests.control.objects import a_run, change, condition, create, delete, engine_where, path_of, read
 from tests.control.test_crds import kubectl
 from tests.controlplane.plane import ControlPlane
+from tests.proxy import proxy_to
 from tests.store.hands import Hands
-from tests.store.proxy import proxy_to
 
 pytestmark = pytest.mark.kube
 

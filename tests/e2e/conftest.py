@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from romancy.base.settings import DatabaseSettings
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import Fleet, all_holds
 from tests.controlplane.plane import ControlPlane
 
 
@@ -28,3 +28,4 @@ async def engine(
     modules = "tests.e2e.flows,workflows.order_saga"
     async with Fleet(database, tmp_path, workflows=modules, options=options) as fleet:
         yield fleet
+    await all_holds(database)

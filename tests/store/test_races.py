@@ -20,8 +20,8 @@ from romancy.store.pool import application_name
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL
 from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
+from tests.proxy import Proxy, proxy_to
 from tests.store.hands import Hands
-from tests.store.proxy import Proxy, proxy_to
 
 ON_EVERY_POSTGRES = True
 
