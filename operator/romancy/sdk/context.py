@@ -115,4 +115,4 @@ class WorkflowContext:
             CompensationFailedError: at least one used up its retries; the others have run.
         """
         self._replay.check_open()
-        await saga.of(self._replay).roll_back()
+        await saga.of(self._replay).roll_back(self._replay)

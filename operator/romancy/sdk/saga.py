@@ -22,17 +22,16 @@ _SAGAS: "WeakKeyDictionary[Replay, Saga]" = WeakKeyDictionary()
 def of(replay: Replay) -> "Saga":
     """The saga of a run."""
     if (found := _SAGAS.get(replay)) is None:
-        found = _SAGAS[replay] = Saga(replay)
+        found = _SAGAS[replay] = Saga()
     return found
 
 
 class Saga:
     """What a run would have to take back."""
 
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+    # It holds no replay: the value of a weak dictionary that holds its key keeps both for ever.
+    def __init__(self) -> None:
         self._stack: list[tuple[Activity[..., Any], str]] = []
-        self.failures: list[str] = []  # names of compensations that used up their retries
 
     def push_result(self, undo: "Activity[..., Any]", entry: Entry) -> None:
         """An activity with a compensation has ended well, whatever the code awaits by now."""
@@ -43,7 +42,7 @@ class Saga:
         """One that the code registers itself."""
         self._stack.append((undo, undo.signature.arguments.encode(arguments)))
 
-    async def roll_back(self) -> None:
+    async def roll_back(self, replay: Replay) -> None:
         """Run what is registered, last-in first-out; nothing interrupts it.
 
         One that uses up its retries is recorded, and the others run.
@@ -54,7 +53,7 @@ class Saga:
         """
         if not self._stack:
             return
-        work = asyncio.create_task(self._undo_all())
+        work = asyncio.create_task(self._undo_all(replay))
         was_cancelled = await _wait_uninterrupted([work])
         failed = work.result()
         if was_cancelled is not None:
@@ -62,15 +61,15 @@ class Saga:
         if failed:
             raise _compensation_failed(failed)
 
-    async def _undo_all(self) -> list[tuple[str, Exception]]:
+    async def _undo_all(self, replay: Replay) -> list[tuple[str, Exception]]:
         failed = []
         while self._stack:
             undo, arguments = self._stack.pop()
-            try:
-                await undo.issue_encoded(self._replay, arguments, is_compensation=True)
-            except Exception as error:
+            # Nobody who cancels the task that this runs in cancels the compensation, or loses the ones after it.
+            compensation = undo.issue_encoded(replay, arguments, is_compensation=True)
+            await _wait_uninterrupted([compensation])
+            if isinstance(error := compensation.exception(), Exception):
                 failed.append((undo.name, error))
-                self.failures.append(undo.name)
         return failed
 
 
@@ -92,7 +91,7 @@ async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]
     if error is None:
         return Outcome(End.SUCCEEDED, payload=payload)
     try:
-        await of(replay).roll_back()
+        await of(replay).roll_back(replay)
     except CompensationFailedError as failed:
         failed.__cause__ = error if isinstance(error, Exception) else None
         return _failed(failed, Reason.COMPENSATION_FAILED)
@@ -120,7 +119,7 @@ async def _close(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
 
 
-async def _wait_uninterrupted(tasks: Sequence["asyncio.Task[Any]"]) -> asyncio.CancelledError | None:
+async def _wait_uninterrupted(tasks: Sequence["asyncio.Future[Any]"]) -> asyncio.CancelledError | None:
     """Wait until all are done; a cancellation of the waiting task meanwhile is returned, and interrupts nothing."""
     was_cancelled: asyncio.CancelledError | None = None
     while any(not task.done() for task in tasks):
@@ -136,7 +135,7 @@ def _end_of(replay: Replay, error: BaseException) -> Outcome:
         if replay.cancel_reason is None:
             error = RuntimeError("the workflow raised CancelledError, but nobody has cancelled the run")
         else:
-            asked = json.loads(replay.cancel_reason)
+            asked = json.loads(replay.cancel_reason or "{}")
             reason, message = asked.get("reason", Reason.CANCELLED), asked.get("message", "")
             end = End.FAILED if reason == Reason.TIMED_OUT else End.CANCELLED
             return Outcome(end, reason=reason, message=message)
