@@ -125,3 +125,39 @@ def test_equality_is_by_type_and_content() -> None:
     assert difference({"a": 1, "b": 2}, {"b": 2, "a": 1}, "x") is not None
     assert difference(Point(1.0), Point(2.0), "x") == ("x.x", 1.0, 2.0)
     assert difference([Item], [Item], "x") is None
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class WrongTextError(Exception):
+    def __str__(self) -> str:
+        return 5  # type: ignore[return-value]  # noqa: PLE0307 - on purpose
+
+
+def _circular() -> Exception:
+    error = ValueError()
+    error.args = (error,)
+    return error
+
+
+def _with_wrong_notes() -> Exception:
+    error = ValueError("x")
+    error.__notes__ = "no list"  # type: ignore[assignment]
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [MuteError("a"), WrongTextError(), _circular(), _with_wrong_notes()], ids=lambda each: type(each).__name__
+)
+def test_an_exception_that_can_t_be_read_is_recorded_by_its_type(error: Exception) -> None:
+    """Else its attempt would be counted nowhere, and tried again at once, for ever."""
+    text = failure.encode(error, note="activity 'charge' failed in attempt 1")
+
+    back = failure.decode(text)
+    assert isinstance(back, ActivityError)
+    assert back.type_name.endswith(type(error).__name__)
+    assert "can't be read" in back.message
+    assert back.__notes__ == ["activity 'charge' failed in attempt 1"]

@@ -64,12 +64,17 @@ def encode(error: BaseException, *, note: str = "") -> str:
     Args:
         note: added to the notes of the exception, as in "activity 'charge' failed after 5 attempts".
     """
-    if note:
-        error.add_note(note)
-    data = _data(error, depth=0)
-    text = json.dumps(data, separators=(",", ":"))
-    if len(text) > FAILURE_BYTES_MAX or not _is_faithful(error, text):
-        text = json.dumps(_foreign(error), separators=(",", ":"))
+    try:
+        if note:
+            error.add_note(note)
+        data = _data(error, depth=0)
+        text = json.dumps(data, separators=(",", ":"))
+        if len(text) > FAILURE_BYTES_MAX or not _is_faithful(error, text):
+            text = json.dumps(_foreign(error), separators=(",", ":"))
+    except Exception as unreadable:
+        # Its `__str__`, its notes or its attributes raise. It must be counted and shown all the same: an attempt that
+        # could not be written down would be tried again for ever.
+        text = json.dumps(_unreadable(error, unreadable, note), separators=(",", ":"))
     return text
 
 
@@ -135,6 +140,18 @@ def _foreign(error: BaseException) -> dict[str, Any]:
     if notes := getattr(error, "__notes__", None):
         data["notes"] = [_cut(str(note), 1000) for note in notes[:20]]
     return data
+
+
+def _unreadable(error: BaseException, why: Exception, note: str) -> dict[str, Any]:
+    """What is known of an exception without asking it anything."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    data: dict[str, Any] = {
+        "type": _name(type(error)),
+        "message": f"(the exception can't be read: {type(why).__name__})",
+        "trace": frames if len(frames) <= TRACE_MAX else "... (cut)\n" + frames[-TRACE_MAX:],
+        "foreign": True,
+    }
+    return data | {"notes": [note]} if note else data
 
 
 def trace_of(error: BaseException) -> str:
