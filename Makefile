@@ -18,8 +18,8 @@ check: $(STAMP) ## Format, lint, types, imports, quick tests: about a minute
 	@$(PY) -m pytest -q tests/model tests/sdk tests/replay -k "not prefix_of_a_history"
 
 lint: $(STAMP)
-	@$(VENV)/bin/ruff format --check operator tests tools workflows
-	@$(VENV)/bin/ruff check operator tests tools workflows
+	@$(VENV)/bin/ruff format --check operator tests tools workflows bench
+	@$(VENV)/bin/ruff check operator tests tools workflows bench
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/pyright
 	@$(VENV)/bin/lint-imports
@@ -29,8 +29,11 @@ lint: $(STAMP)
 test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real processes that are killed
 	@$(PY) -m pytest
 
+bench: kube-bin ## Times beside their targets: throughput, timers, recovery; they fail nothing
+	@$(PY) -m bench $(BENCH)
+
 format: $(STAMP) ## Format and mend what can be mended
-	@$(VENV)/bin/ruff check -q --fix operator tests tools workflows; $(VENV)/bin/ruff format operator tests tools workflows
+	@$(VENV)/bin/ruff check -q --fix operator tests tools workflows bench; $(VENV)/bin/ruff format operator tests tools workflows bench
 
 generate: $(STAMP) ## Write crds/ and docs/reference anew from the code
 	@$(PY) -m romancy.control.crds --write
@@ -56,4 +59,4 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help demo check lint test format generate kube-bin wheel requirements clean
+.PHONY: bench help demo check lint test format generate kube-bin wheel requirements clean

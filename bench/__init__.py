@@ -1,0 +1,1 @@
+"""Times beside their targets: `make bench`. They fail nothing: counts are tests, times are shown."""
