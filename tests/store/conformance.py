@@ -596,7 +596,7 @@ class StoreConformance:
         await store.bury_worker(first.id, even_if_alive=True)
         [claim] = await second.claim()
 
-        await second.write(claim, then=Keep(Phase.RUNNING, losses_noted=True))
+        await second.write(claim, then=Keep(Phase.RUNNING), losses_noted=True)
         await second.write(claim, an_entry(1), then=then)
         await store.bury_worker(second.id, even_if_alive=True)
         [again] = await (await hands()).claim()
@@ -604,17 +604,18 @@ class StoreConformance:
         expected = 0 if isinstance(then, Park) else 1
         assert (again.lost_count, again.lost_noted) == (expected, 0)
 
-    async def test_losses_that_were_noted_stay_noted(self, store: StoreWithJournal, hands: Register) -> None:
+    @pytest.mark.parametrize("then", [None, Keep(Phase.RUNNING), Park(0, SOME_TIME)])
+    async def test_losses_that_were_noted_stay_noted(self, store: StoreWithJournal, hands: Register, then: Any) -> None:
         first, second = await hands(), await hands()
         claim = await first.started()
         await store.bury_worker(first.id, even_if_alive=True)
         [claim] = await second.claim()
 
-        await second.write(claim, then=Keep(Phase.RUNNING, losses_noted=True), attempts=(an_attempt(1, 1),))
+        await second.write(claim, then=then, losses_noted=True, attempts=(an_attempt(1, 1),))
         await store.bury_worker(second.id, even_if_alive=True)
         [again] = await (await hands()).claim()
 
-        assert (again.lost_count, again.lost_noted) == (2, 1)
+        assert (again.lost_count, again.lost_noted) == (1 if isinstance(then, Park) else 2, 1)
 
     async def test_a_blocked_run_is_for_other_builds(self, store: StoreWithJournal, hands: Register) -> None:
         """And never again for one that it was blocked with, whatever made it due meanwhile."""

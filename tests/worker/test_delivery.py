@@ -37,7 +37,7 @@ def test_in_the_order_in_which_it_happened(order: tuple[str, ...]) -> None:
     """However it was found: results last, messages first."""
     at = {what: seconds for seconds, what in enumerate(order, start=1)}
     found = delivery(message(MessageKind.CANCEL, at["cancel"]))
-    found.timers[1] = after(at["timer"])
+    found.add_timer(1, after(at["timer"]))
     found.add_end(after(at["result"]), 1, Kind.ACTIVITY_COMPLETED, "1")
     kinds = {"result": Kind.ACTIVITY_COMPLETED, "cancel": Kind.CANCEL_REQUESTED, "timer": Kind.TIMER_FIRED}
 
@@ -46,7 +46,7 @@ def test_in_the_order_in_which_it_happened(order: tuple[str, ...]) -> None:
 
 def test_a_timer_is_first_when_equal() -> None:
     found = delivery(message(MessageKind.CANCEL, 5))
-    found.timers[1] = after(5)
+    found.add_timer(1, after(5))
     found.add_end(after(5), 2, Kind.ACTIVITY_FAILED, "{}")
 
     assert all_of(found) == [Kind.TIMER_FIRED, Kind.CANCEL_REQUESTED, Kind.ACTIVITY_FAILED]
@@ -54,7 +54,8 @@ def test_a_timer_is_first_when_equal() -> None:
 
 def test_timers_fire_by_deadline_and_results_by_their_end() -> None:
     found = delivery()
-    found.timers.update({1: after(9), 2: after(3)})
+    found.add_timer(1, after(9))
+    found.add_timer(2, after(3))
     found.add_end(after(4), 1, Kind.ACTIVITY_COMPLETED, "1")
     found.add_end(after(2), 2, Kind.ACTIVITY_COMPLETED, "2")
     numbers = []
@@ -71,7 +72,7 @@ def test_timers_fire_by_deadline_and_results_by_their_end() -> None:
 
 def test_a_timer_that_is_not_due_waits() -> None:
     found = delivery()
-    found.timers[1] = after(10)
+    found.add_timer(1, after(10))
 
     assert all_of(found, now=after(9.999)) == []
     assert all_of(found, now=after(10)) == [Kind.TIMER_FIRED]
@@ -79,7 +80,7 @@ def test_a_timer_that_is_not_due_waits() -> None:
 
 def test_while_suspended_results_are_delivered_and_timers_wait() -> None:
     found = delivery(message(MessageKind.SUSPEND, 1))
-    found.timers[1] = after(2)
+    found.add_timer(1, after(2))
     found.add_end(after(3), 1, Kind.ACTIVITY_COMPLETED, "1")
     assert all_of(found) == [Kind.ACTIVITY_COMPLETED]
 
@@ -90,7 +91,7 @@ def test_while_suspended_results_are_delivered_and_timers_wait() -> None:
 
 def test_a_suspension_that_was_taken_back_is_none() -> None:
     found = delivery(message(MessageKind.SUSPEND, 1), message(MessageKind.RESUME, 2, 2))
-    found.timers[1] = after(3)
+    found.add_timer(1, after(3))
 
     assert all_of(found) == [Kind.TIMER_FIRED]
 

@@ -1,6 +1,6 @@
 """A replay: one run's code driven by its history, one entry at a time, live as after a crash."""
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -165,11 +165,14 @@ class Replay:
             # flush that held it came through; so it is silent as well: lines are at most once.
             self.is_replaying = replaying and index + 1 < len(entries)
         issued, self._issued = self._issued, []
-        return [command for command in issued if self._is_wanted(command)]
+        return [command for command in issued if self.is_wanted(command)]
 
     def open_commands(self) -> list[Numbered]:
         """All that is asked for and not answered, in the order in which it was asked."""
-        return [each.command for each in self._open.values()]
+        return list(self._each_open())
+
+    def _each_open(self) -> Iterator[Numbered]:
+        return (each.command for each in self._open.values())
 
     def open_timer(self, number: int) -> StartTimer | None:
         """The timer of that number, if the code still waits for it."""
@@ -335,7 +338,7 @@ class Replay:
             check(entry, command, ())
             return None
         each = self._open.get(key)
-        if (warning := check(entry, each.command if each else None, self.open_commands())) is not None:
+        if (warning := check(entry, each.command if each else None, self._each_open())) is not None:
             self._issued.append(WriteLog("warning", "arguments_differ_from_history", (("detail", warning),)))
         return self._open.pop(key)
 
@@ -347,7 +350,8 @@ class Replay:
         self._numbers[kind] += 1
         return self._numbers[kind]
 
-    def _is_wanted(self, command: Command) -> bool:
+    def is_wanted(self, command: Command) -> bool:
+        """False for what the code has given up, or has been answered, since it asked."""
         match command:
             case RunActivity():
                 return (ACTIVITY, command.number) in self._open

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 from uuid import UUID
 
@@ -31,6 +31,7 @@ class Write:
     size_bytes: int
     futures: "list[asyncio.Future[Flushed]]" = field(default_factory=list)
     ends_losses: bool = False  # workers were lost, and these are the first entries since
+    losses_noted: bool = False  # the losses of the claim have been counted as attempts
     number: int = 0  # of a begin, counted by the journal: tells a repeated flush from a second start of the same id
 
     @classmethod
@@ -43,6 +44,7 @@ class Write:
             list(write.attempts),
             write.then,
             size,
+            losses_noted=write.losses_noted,
         )
 
     def add(self, write: RunWrite, size: int) -> None:
@@ -53,9 +55,8 @@ class Write:
         self.entries += write.entries
         self.attempts += write.attempts
         self.size_bytes += size
-        if isinstance(write.then, Keep) and isinstance(self.then, Keep):
-            self.then = replace(write.then, losses_noted=self.then.losses_noted or write.then.losses_noted)
-        elif write.then is not None:
+        self.losses_noted |= write.losses_noted
+        if write.then is not None:
             self.then = write.then
 
     @property
@@ -63,7 +64,7 @@ class Write:
         """The word for what happens to the due row; empty if it is not touched, as in most flushes."""
         if self.then is not None:
             return type(self.then).__name__
-        return "Progress" if self.ends_losses else ""
+        return "Progress" if self.ends_losses or self.losses_noted else ""
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ def _columns(prefix: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]])
 
 def _begun(write: Write, begin: Begin) -> tuple[Any, ...]:
     run = begin.run
-    act, phase, reason, message, _seen, wake_at, output, failure, build_id, _noted = _act(write)
+    act, phase, reason, message, _seen, wake_at, output, failure, build_id = _act(write)
     return (
         write.run_id,
         run.namespace,
@@ -203,28 +204,25 @@ def _begun(write: Write, begin: Begin) -> tuple[Any, ...]:
 
 
 def _changed(write: Write) -> tuple[Any, ...]:
-    act, phase, reason, message, seen, wake_at, output, failure, build_id, is_noted = _act(write)
     entries = bool(write.entries)
-    return (
-        write.run_id, write.claim, act, phase, reason, message, seen, wake_at, output, failure, build_id, is_noted, entries,
-    )  # fmt: skip
+    return (write.run_id, write.claim, *_act(write), write.losses_noted, entries)
 
 
 def _act(write: Write) -> tuple[Any, ...]:
-    """act, phase, reason, message, seen, wake_at, output, failure, build_id, is_noted."""
+    """act, phase, reason, message, seen, wake_at, output, failure, build_id."""
     match write.then:
         case Keep() as keep:
-            return "Keep", keep.phase, keep.reason, keep.message, None, None, None, None, None, keep.losses_noted
+            return "Keep", keep.phase, keep.reason, keep.message, None, None, None, None, None
         case Park() as park:
-            return "Park", park.phase, park.reason, park.message, park.seen, park.wake_at, None, None, None, False
+            return "Park", park.phase, park.reason, park.message, park.seen, park.wake_at, None, None, None
         case Release():
-            return "Release", None, "", "", None, None, None, None, None, False
+            return "Release", None, "", "", None, None, None, None, None
         case Block() as block:
-            return "Block", None, block.reason, block.message, None, None, None, None, block.build_id, False
+            return "Block", None, block.reason, block.message, None, None, None, None, block.build_id
         case Finish() as end:
-            return "Finish", end.phase, end.reason, end.message, None, None, end.output, end.failure, None, False
+            return "Finish", end.phase, end.reason, end.message, None, None, end.output, end.failure, None
         case None:
-            return write.act, None, "", "", None, None, None, None, None, False
+            return write.act, None, "", "", None, None, None, None, None
         case _:
             assert_never(write.then)
 

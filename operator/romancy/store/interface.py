@@ -97,7 +97,6 @@ class Keep:
     phase: Phase
     reason: str = ""
     message: str = ""
-    losses_noted: bool = False  # the attempts of lost workers are in this write
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +152,7 @@ class RunWrite:
     entries: tuple[Entry, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     then: Keep | LetGo | None = None
-    ends_losses: bool = (
-        False  # the claim's lost_count is above 0, and no entry of it is durable yet: an entry resets it
-    )
+    losses_noted: bool = False  # the attempts of lost workers are in this write, whatever becomes of the claim
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,10 @@ class Activities:
         INFO.set(info)
         try:
             arguments = activity.decode_arguments(command.arguments)
-            run = self._here if activity.is_async else self._in_thread
-            value, at = await run(activity, arguments, may_start)
+            if activity.is_async:
+                value, at = await self._here(activity, arguments, may_start)
+            else:
+                value, at = await self._in_thread(activity, arguments, may_start, is_shielded=command.is_shielded)
             return Ended(payload=activity.signature.result.encode(value, bytes_max=self._payload_bytes_max), at=at)
         except _NotStarted:
             return Ended()
@@ -97,7 +99,12 @@ class Activities:
                 raise _timed_out(activity) from None
 
     async def _in_thread(
-        self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
+        self,
+        activity: Activity[..., Any],
+        arguments: dict[str, Any],
+        may_start: Callable[[], bool],
+        *,
+        is_shielded: bool,
     ) -> tuple[Any, datetime]:
         context = contextvars.copy_context()
 
@@ -115,8 +122,16 @@ class Activities:
         # A thread can't be stopped: one that outlives its timeout keeps its slot until it ends by itself.
         running.add_done_callback(lambda _: self._thread_slots.release())
         try:
-            async with asyncio.timeout(activity.timeout_seconds):
-                value, at, error = await asyncio.shield(running)
+            async with asyncio.timeout(activity.timeout_seconds) as timeout:
+                try:
+                    value, at, error = await asyncio.shield(running)
+                except asyncio.CancelledError:
+                    if not is_shielded or timeout.expired():
+                        raise
+                    # The thread goes on, and has its effect: it must not be said that it was cancelled. So its end is
+                    # waited for, unless it is cancelled once more: then the run is dropped.
+                    _uncancel()
+                    value, at, error = await asyncio.shield(running)
         except TimeoutError:
             raise _timed_out(activity) from None
         if error is not None:
@@ -126,6 +141,13 @@ class Activities:
 
 class _NotStarted(Exception):  # noqa: N818
     """There was a slot, but the attempt was not wanted any more."""
+
+
+def _uncancel() -> None:
+    """Be as if not cancelled: a timeout tells its own cancel from another by the count."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
 
 
 def _timed_out(activity: Activity[..., Any]) -> ActivityTimeoutError:

@@ -20,6 +20,7 @@ from romancy.worker.delivery import Delivery
 from romancy.worker.waiting import Backoff
 
 LOOK_AGAIN_SECONDS = 0.2
+_LOST = f"{WorkerLostError.__module__}.{WorkerLostError.__qualname__}"
 
 
 class Host(Protocol):
@@ -38,7 +39,7 @@ class Host(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Open:
     """An activity that is asked for: waiting for its flush, in backoff, running, or held by a suspension."""
 
@@ -47,6 +48,7 @@ class Open:
     not_before: datetime | None = None
     error: str = ""
     is_lost: bool = False  # an attempt of a dead worker may have done it: it must be run to learn
+    is_handed_over: bool = False  # what it waits for is on its way to the database
     is_durable: bool = False
     is_cancel_asked: bool = False
     task: "asyncio.Task[Ended] | None" = None
@@ -76,8 +78,13 @@ class Attempts:
     ) -> None:
         self._host, self._run, self._delivery, self._changed, self._log = host, run, delivery, changed, run_log
         self._last = {row.number: row for row in run.attempts}
+        self._lost = {row.number for row in run.attempts if failure.describe(row.failure).type == _LOST}
         self._is_dropped = False
         self.open: dict[int, Open] = {}
+        # The same by what they do, since thousands may be open: not running and not ended; running; compensations.
+        self._waiting: dict[int, Open] = {}
+        self._running: dict[int, Open] = {}
+        self._compensations: set[int] = set()
         self.failed: list[Attempt] = []  # to be written
 
     # --- what the code asks for --------------------------------------------------------------------------------
@@ -85,13 +92,16 @@ class Attempts:
     def add(self, command: RunActivity, *, is_lost: bool) -> None:
         """The code asks for an activity. It starts when it is durable."""
         last = self._last.get(command.number)
-        self.open[command.number] = Open(
+        each = Open(
             command,
             failed=last.attempt if last else 0,
             not_before=last.next_at if last else None,
             error=one_line(last.failure) if last else "",
-            is_lost=is_lost,
+            is_lost=is_lost or command.number in self._lost,
         )
+        self.open[command.number] = self._waiting[command.number] = each
+        if command.is_compensation:
+            self._compensations.add(command.number)
 
     def cancel(self, command: CancelActivity) -> None:
         """The code has given an activity up, and that is durable."""
@@ -99,7 +109,7 @@ class Attempts:
         if each is None or each.is_cancel_asked:
             return
         if not command.is_shielded:
-            del self.open[command.number]
+            self._forget(command.number)
             self._delivery.forget_end(command.number)
             if each.task is not None:
                 each.task.cancel()
@@ -114,7 +124,7 @@ class Attempts:
 
     def take(self, number: int) -> RunActivity:
         """Its end is delivered now."""
-        return self.open.pop(number).command
+        return self._forget(number).command
 
     def note_losses(self, losses: int) -> None:
         """Each worker lost since counts as an attempt: else a run that kills its process would never use up its retries."""
@@ -129,6 +139,18 @@ class Attempts:
             if delay is None and not each.command.is_shielded:
                 self._end(each, Kind.ACTIVITY_FAILED, failure.encode(WorkerLostError(), note=_used_up(each)))
 
+    def note_left_running(self) -> None:
+        """What runs is left: whether a shielded one has its effect is known only by running it again.
+
+        The others lose no attempt: a run must not fail because its workers are stopped in good order.
+        """
+        now = self._host.now()
+        text = failure.encode(WorkerLostError(), note="its worker was stopped, and its grace period was over")
+        for each in self._running.values():
+            if each.command.is_shielded:
+                each.failed += 1
+                self._note(Attempt(each.command.number, each.failed, text, now, now))
+
     # --- starting and ending -------------------------------------------------------------------------------------
 
     def start(self, *, is_held: bool) -> None:
@@ -136,7 +158,7 @@ class Attempts:
         if self._host.is_draining or not self._host.may_start_activities():
             return
         now = self._host.now()
-        for each in list(self.open.values()):
+        for each in list(self._waiting.values()):
             if self._is_startable(each, is_held) and (each.not_before is None or each.not_before <= now):
                 self._start(each)
 
@@ -152,6 +174,15 @@ class Attempts:
             if each.task is not None:
                 each.task.cancel()
         self.open.clear()
+        self._waiting.clear()
+        self._running.clear()
+        self._compensations.clear()
+
+    def _forget(self, number: int) -> Open:
+        self._waiting.pop(number, None)
+        self._running.pop(number, None)
+        self._compensations.discard(number)
+        return self.open.pop(number)
 
     def _start(self, each: Open) -> None:
         info = ActivityInfo(
@@ -173,11 +204,13 @@ class Attempts:
         )
         each.task = asyncio.create_task(attempt, name=f"activity {each.command.name}")
         each.task.add_done_callback(lambda task: self._ended(each, task))
+        self._running[each.command.number] = self._waiting.pop(each.command.number)
 
     def _ended(self, each: Open, task: "asyncio.Task[Ended]") -> None:
         if self.open.get(each.command.number) is not each:
             return  # abandoned, or dropped
         each.task = None
+        self._waiting[each.command.number] = self._running.pop(each.command.number)
         self._changed()
         ended = Ended() if task.cancelled() else task.result()
         if ended.payload is not None:
@@ -199,7 +232,7 @@ class Attempts:
         text = failure.encode(error)
         each.not_before = now + timedelta(seconds=delay)
         each.error = one_line(text)
-        each.is_durable = False  # the next attempt waits until this one is counted for ever
+        each.is_durable = each.is_handed_over = False  # the next attempt waits until this one is counted for ever
         self._note(Attempt(each.command.number, each.failed, text, now, each.not_before))
         self._log.warning(
             "activity_attempt_failed",
@@ -214,6 +247,7 @@ class Attempts:
         self._last[row.number] = row
 
     def _end(self, each: Open, kind: Kind, payload: str, at: datetime | None = None) -> None:
+        self._waiting.pop(each.command.number, None)
         self._delivery.add_end(at or self._host.now(), each.command.number, kind, payload)
         self._changed()
 
@@ -221,24 +255,28 @@ class Attempts:
 
     @property
     def is_compensating(self) -> bool:
-        return any(each.command.is_compensation for each in self.open.values())
+        return bool(self._compensations)
 
     @property
     def is_running(self) -> bool:
-        return any(each.task is not None for each in self.open.values())
+        return bool(self._running)
 
     def are_all_in_backoff(self, now: datetime) -> bool:
         """None could be started now."""
-        return all(each.not_before is not None and each.not_before > now for each in self.open.values())
+        return all(each.not_before is not None and each.not_before > now for each in self._waiting.values())
 
-    def not_durable(self) -> list[Open]:
-        return [each for each in self.open.values() if not each.is_durable]
+    def hand_over(self) -> list[Open]:
+        """Those that wait for the write that is made now, and for none before it."""
+        found = [each for each in self._waiting.values() if not each.is_handed_over]
+        for each in found:
+            each.is_handed_over = True
+        return found
 
     def backoffs(self) -> dict[int, Backoff]:
         """What will be tried again, by number."""
         return {
             number: Backoff(each.command.name, each.failed + 1, each.not_before, each.error)
-            for number, each in self.open.items()
+            for number, each in self._waiting.items()
             if each.not_before is not None
         }
 
@@ -249,19 +287,14 @@ class Attempts:
         return min(
             (
                 max(LOOK_AGAIN_SECONDS, (each.not_before - now).total_seconds() if each.not_before else 0.0)
-                for each in self.open.values()
+                for each in self._waiting.values()
                 if self._is_startable(each, is_held)
             ),
             default=None,
         )
 
     def _is_startable(self, each: Open, is_held: bool) -> bool:
-        return (
-            each.task is None
-            and each.is_durable
-            and not self._delivery.has_end(each.command.number)
-            and (each.command.is_compensation or not is_held)
-        )
+        return each.is_durable and (each.command.is_compensation or not is_held)
 
 
 def one_line(text: str) -> str:

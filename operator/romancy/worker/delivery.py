@@ -4,9 +4,10 @@ By the database's clock: a message at its insertion, a timer at its deadline, an
 equal. So what came before a deadline wins over the timer, even if both are found an hour later.
 """
 
+import heapq
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
@@ -53,29 +54,56 @@ class Delivery:
         timeout_at: datetime | None,
         timeout_text: str,
     ) -> None:
-        self.timers: dict[int, datetime] = {}
         self.is_suspended = False
         self.timeout_at = timeout_at
         self.seen = max([seen, *(row.number for row in inbox)])
         self._timeout_text = timeout_text
         self._mail: deque[InboxRow] = deque(inbox)
         self._delivered = delivered
+        # What is open by number, and heaps to find the first of it: thousands may lie ready at once. What was cancelled
+        # is left in its heap until it comes up.
+        self._timers: dict[int, datetime] = {}
         self._ended: dict[int, Ready] = {}
+        self._timer_heap: list[tuple[datetime, int]] = []
+        self._ended_heap: list[Ready] = []
 
     @property
     def has_some(self) -> bool:
         """Something besides timers lies ready."""
         return bool(self._ended or self._mail)
 
-    def add_mail(self, rows: Sequence[InboxRow], *, seen: int = 0) -> None:
+    @property
+    def timers(self) -> Mapping[int, datetime]:
+        """When each open timer is due."""
+        return self._timers
+
+    @property
+    def next_timer_at(self) -> datetime | None:
+        """When the first timer is due."""
+        heap = self._timer_heap
+        while heap and heap[0][1] not in self._timers:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def add_timer(self, number: int, due_at: datetime) -> None:
+        """The code waits for a moment."""
+        self._timers[number] = due_at
+        heapq.heappush(self._timer_heap, (due_at, number))
+
+    def forget_timer(self, number: int) -> None:
+        """The code does not wait for it any more."""
+        self._timers.pop(number, None)
+
+    def add_mail(self, rows: Sequence[InboxRow]) -> None:
         """Messages that came since."""
         self._mail.extend(rows)
-        self.seen = max([self.seen, seen, *(row.number for row in rows)])
+        self.seen = max([self.seen, *(row.number for row in rows)])
 
     def add_end(self, at: datetime, number: int, kind: Kind, payload: str) -> None:
         """An activity has ended."""
         assert kind in ACTIVITY_ENDS
-        self._ended[number] = Ready(at, _OTHER, number, kind, payload)
+        ready = self._ended[number] = Ready(at, _OTHER, number, kind, payload)
+        heapq.heappush(self._ended_heap, ready)
 
     def has_end(self, number: int) -> bool:
         return number in self._ended
@@ -92,27 +120,37 @@ class Delivery:
             is_cancelled: a cancel has been delivered: another one changes nothing.
         """
         while True:
-            found = list(self._ended.values())
-            if not (may_hold and self.is_suspended):
-                due = ((due_at, number) for number, due_at in self.timers.items() if due_at <= now)
-                found.extend(Ready(due_at, _TIMER, number, Kind.TIMER_FIRED) for due_at, number in due)
-                if self.timeout_at is not None and self.timeout_at <= now and not is_cancelled:
-                    found.append(self._timeout(self.timeout_at))
-            if self._mail:
-                row = self._mail[0]
-                found.append(Ready(row.at, _OTHER, row.number, Kind.CANCEL_REQUESTED, row.payload, row.number))
-            first = min(found, default=None)
+            holds = may_hold and self.is_suspended
+            first = min(self._firsts(now, holds=holds, is_cancelled=is_cancelled), default=None)
             if first is None:
                 return None
             if first.inbox is not None:
                 if self._open(self._mail.popleft(), is_cancelled=is_cancelled):
                     return first
             elif first.kind is Kind.TIMER_FIRED:
-                del self.timers[first.number]
+                del self._timers[first.number]
                 return first
             else:
                 self._ended.pop(first.answers, None)
                 return first
+
+    def _firsts(self, now: datetime, *, holds: bool, is_cancelled: bool) -> list[Ready]:
+        """The first of each sort that lies ready."""
+        found: list[Ready] = []
+        ended = self._ended_heap
+        while ended and self._ended.get(ended[0].number) is not ended[0]:
+            heapq.heappop(ended)
+        if ended:
+            found.append(ended[0])
+        if not holds:
+            if (due_at := self.next_timer_at) is not None and due_at <= now:
+                found.append(Ready(due_at, _TIMER, self._timer_heap[0][1], Kind.TIMER_FIRED))
+            if self.timeout_at is not None and self.timeout_at <= now and not is_cancelled:
+                found.append(self._timeout(self.timeout_at))
+        if self._mail:
+            row = self._mail[0]
+            found.append(Ready(row.at, _OTHER, row.number, Kind.CANCEL_REQUESTED, row.payload, row.number))
+        return found
 
     def _open(self, row: InboxRow, *, is_cancelled: bool) -> bool:
         """Fold a message into what is wished; True if it is to be an entry of the history."""

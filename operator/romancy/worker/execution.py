@@ -9,7 +9,13 @@ from typing import Any, Protocol, assert_never
 from uuid import UUID
 
 from romancy.base import log
-from romancy.errors import BlockingError, HistoryTooLongError, InputInvalidError, PayloadRefusedError
+from romancy.errors import (
+    BlockingError,
+    HistoryTooLongError,
+    InputInvalidError,
+    PayloadRefusedError,
+    StoreUnavailableError,
+)
 from romancy.model import failure
 from romancy.model.command import (
     CancelActivity,
@@ -41,12 +47,13 @@ from romancy.store.interface import (
     RunWrite,
 )
 from romancy.worker import attempts, waiting
-from romancy.worker.attempts import Attempts
+from romancy.worker.attempts import Attempts, Open
 from romancy.worker.delivery import Delivery, Ready
 from romancy.worker.writing import RunWasThereError, Writing
 
 LOG = log.get(__name__)
-ENTRIES_A_WRITE_MAX = 100
+REPLAY_SLICE = 200  # entries; then others are let in
+MAIL_AGAIN_SECONDS = 1.0
 
 
 class Engine(attempts.Host, Protocol):
@@ -107,6 +114,7 @@ class Execution:
         self._phase = claim.phase if claim else Phase.RUNNING
         self._replay: Replay | None = None
         self._has_news = False  # in its inbox
+        self._mail_again: asyncio.TimerHandle | None = None  # it could not be read
         self._changed = asyncio.Event()
         self._log = LOG.bind(run_id=str(self.run_id), run=claimed.name, workflow=claimed.workflow)
         self._writing = Writing(lambda: engine.journal, self.run_id, claim.number if claim else 1, begin, self._act)
@@ -136,27 +144,22 @@ class Execution:
         except RunWasThereError:
             return Left.EXISTS
         except PayloadRefusedError as error:
-            await self._refused(error)
-            return Left.FINISHED
+            return await self._refused(error)
         finally:
             if left is not Left.PARKED:
                 self.drop()
 
-    def resume(self, claim: Claim, inbox: Sequence[InboxRow]) -> None:
+    def resume(self, claim: Claim) -> None:
         """Take up a parked run that nobody has claimed since: its replay is still good."""
         assert claim.number == self.claim_number + 1
         self._writing.claim = claim.number
         self._phase = claim.phase
-        self._delivery.add_mail(inbox, seen=claim.inbox_version)
+        if claim.inbox_version > self._delivery.seen:
+            self._has_news = True
 
     @property
     def claim_number(self) -> int:
         return self._writing.claim
-
-    @property
-    def seen(self) -> int:
-        """The inbox version up to which messages are in hand."""
-        return self._delivery.seen
 
     def has_mail(self) -> None:
         """New rows are in the run's inbox."""
@@ -170,6 +173,8 @@ class Execution:
     def drop(self) -> None:
         """Put the run out of memory: its code is closed, its activities are cancelled, and nobody sees their results."""
         self._attempts.drop()
+        if self._mail_again is not None:
+            self._mail_again.cancel()
         if self._replay is not None:
             self._replay.discard()
 
@@ -199,14 +204,22 @@ class Execution:
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
         try:
-            self._take(self._replay.advance(claimed.history, replaying=True))
+            self._take(await self._replayed(self._replay, claimed.history))
         except BlockingError as error:
             return await self._block(error)
         if self._losses > 0:
             self._attempts.note_losses(self._losses)
-            self._writing.keep = Keep(self._phase, losses_noted=True)
+            self._writing.losses_noted = True
             self._losses = 0
         return None
+
+    async def _replayed(self, replay: Replay, history: Sequence[Entry]) -> list[Command]:
+        """Deliver what is stored, in slices: a long history must not keep other runs waiting. What is still wanted."""
+        issued = replay.advance(history[:REPLAY_SLICE], replaying=True)
+        for begin in range(REPLAY_SLICE, len(history), REPLAY_SLICE):
+            await asyncio.sleep(0)
+            issued.extend(replay.advance(history[begin : begin + REPLAY_SLICE], replaying=True))
+        return [command for command in issued if replay.is_wanted(command)]
 
     async def _advance(self) -> Left | None:
         """Deliver what lies ready, write it, and wait for more."""
@@ -224,6 +237,7 @@ class Execution:
             )
         if self._is_idle():
             if self._engine.is_draining:
+                self._attempts.note_left_running()
                 await self._write(Release())
                 return Left.RELEASED
             wait = self._waiting()
@@ -253,22 +267,31 @@ class Execution:
     # --- delivery -----------------------------------------------------------------------------------------------
 
     async def _read_mail(self) -> None:
-        if self._has_news:
-            self._has_news = False
+        if not self._has_news:
+            return
+        self._has_news = False
+        try:
             self._delivery.add_mail(await self._engine.read_inbox(self.run_id, self._delivery.seen))
+        except StoreUnavailableError as error:  # a read that failed says nothing about what was written
+            self._log.warning("mail_not_read", error=error.message, again_in_seconds=MAIL_AGAIN_SECONDS)
+            self._mail_again = asyncio.get_running_loop().call_later(MAIL_AGAIN_SECONDS, self._read_again)
+
+    def _read_again(self) -> None:
+        self._mail_again = None
+        self.has_mail()
 
     def _deliver_ready(self) -> None:
         """One entry at a time, each time running the code until it waits again."""
         replay = self._replay
         assert replay is not None
-        while replay.outcome is None and len(self._writing.entries) < ENTRIES_A_WRITE_MAX:
+        while replay.outcome is None and not self._writing.is_full:
             now = self._engine.now()
             may_hold, is_cancelled = not self._attempts.is_compensating, replay.cancel_reason is not None
             ready = self._delivery.next(now, may_hold=may_hold, is_cancelled=is_cancelled)
             if ready is None:
                 return
             entry = self._entry(replay, ready, now)
-            self._writing.entries.append(entry)  # also if the code then blocks: it happened
+            self._writing.add(entry)  # also if the code then blocks: it happened
             self._tell(entry)
             self._take(replay.advance([entry]))
 
@@ -313,9 +336,9 @@ class Execution:
         for command in commands:
             match command:
                 case StartTimer():
-                    self._delivery.timers[command.number] = command.due_at
+                    self._delivery.add_timer(command.number, command.due_at)
                 case CancelTimer():
-                    self._delivery.timers.pop(command.number, None)
+                    self._delivery.forget_timer(command.number)
                 case RunActivity():
                     # Cancelled before a crash: whether its effect took place is known only by running it again.
                     self._attempts.add(command, is_lost=self._replay.is_cancel_asked(command.number))
@@ -331,9 +354,17 @@ class Execution:
                 case CancelActivity():
                     self._attempts.cancel(command)
                 case WriteLog():
-                    getattr(self._log, command.level)(command.event, **dict(command.fields))
+                    self._log_line(command)
                 case _:
                     raise AssertionError(command)
+
+    def _log_line(self, line: WriteLog) -> None:
+        try:
+            getattr(self._log, line.level)(line.event, **dict(line.fields))
+        except (
+            Exception
+        ) as error:  # a value that can't be shown must not keep the commands after it from being carried out
+            self._log.warning("log_line_failed", line=line.event, error=type(error).__name__)
 
     # --- what it waits for ----------------------------------------------------------------------------------------
 
@@ -347,7 +378,11 @@ class Execution:
             return False
         if self._attempts.is_running and not self._engine.is_out_of_time:
             return False
-        if self._engine.is_draining or self._is_held():
+        if self._engine.is_draining:
+            return True
+        if self._mail_again is not None:
+            return False  # it would only be told that there is mail
+        if self._is_held():
             return True
         return self._attempts.are_all_in_backoff(self._engine.now())
 
@@ -369,10 +404,8 @@ class Execution:
         """Until time itself brings something; None if it never does."""
         is_held = self._is_held()
         now = self._engine.now()
-        moments = (
-            [] if is_held else [moment for moment in (*self._delivery.timers.values(), self._open_timeout()) if moment]
-        )
-        seconds = [max(0.0, (moment - now).total_seconds()) for moment in moments]
+        moments = () if is_held else (self._delivery.next_timer_at, self._open_timeout())
+        seconds = [max(0.0, (moment - now).total_seconds()) for moment in moments if moment is not None]
         if (start := self._attempts.seconds_until_start(is_held=is_held)) is not None:
             seconds.append(start)
         return min(seconds, default=None)
@@ -384,14 +417,14 @@ class Execution:
         phase = Phase.COMPENSATING if self._attempts.is_compensating else Phase.RUNNING
         if phase is not self._phase:
             reason = Reason.COMPENSATING if phase is Phase.COMPENSATING else Reason.NONE
-            noted = self._writing.keep.losses_noted if self._writing.keep else False
-            self._writing.keep = Keep(phase, reason, losses_noted=noted)
+            self._writing.keep = Keep(phase, reason)
             self._phase = phase
 
     def _submit(self, then: LetGo | None = None) -> "asyncio.Future[Flushed] | None":
         """Hand over what there is to write; what acts follows when it is durable."""
+        self._writing.raise_error()
         failed, self._attempts.failed = self._attempts.failed, []
-        waiting_for_it = self._attempts.not_durable()
+        waiting_for_it: list[Open] = []
 
         def durable(write: RunWrite) -> None:
             self._tell_begun(True)
@@ -399,8 +432,10 @@ class Execution:
             self._attempts.durable(waiting_for_it)
 
         future = self._writing.submit(failed, then, durable, self._changed.set)
-        if future is None and self._writing.is_all_written:
-            self._attempts.durable(waiting_for_it)  # nothing had to be written before they start
+        if future is not None or self._writing.is_all_written:
+            waiting_for_it.extend(self._attempts.hand_over())
+        if future is None:
+            self._attempts.durable(waiting_for_it)  # nothing has to be written before they start
         return future
 
     async def _write(self, then: LetGo) -> Flushed:
@@ -435,13 +470,16 @@ class Execution:
         await self._write(Block(error.reason, message, self._engine.build_id))
         return Left.BLOCKED
 
-    async def _refused(self, error: PayloadRefusedError) -> None:
+    async def _refused(self, error: PayloadRefusedError) -> Left:
         """What the run has to store is refused: it fails alone, with what can be stored."""
         self._log.error("payload_refused", error=error.message)
+        self._attempts.drop()  # before anything is awaited: what led to them is not there
         text = failure.encode(error)
         self.outcome = Outcome(End.FAILED, failure=text, reason=Reason.PAYLOAD_REFUSED, message=error.message)
-        await self._writing.write_alone(_finish(self.outcome))
+        if not (await self._writing.write_alone(_finish(self.outcome))).began:
+            return Left.EXISTS
         self._tell_begun(True)
+        return Left.FINISHED
 
     def _tell_begun(self, has_begun: bool) -> None:
         if self._on_begun is not None:

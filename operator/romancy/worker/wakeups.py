@@ -40,6 +40,10 @@ class Alarm:
             self._at = moment
             self._changed.set()
 
+    def poll_within(self, seconds: float) -> None:
+        """Have the slow poll come sooner."""
+        self._poll_at = min(self._poll_at, asyncio.get_running_loop().time() + seconds)
+
     async def wait(self) -> Woken:
         """Until there is reason to look."""
         loop = asyncio.get_running_loop()

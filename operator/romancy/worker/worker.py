@@ -26,9 +26,11 @@ from romancy.worker.wakeups import Alarm, Woken
 
 LOG = log.get(__name__)
 REGISTER_AGAIN_SECONDS = 1.0
+CLAIM_AGAIN_SECONDS = 1.0
 CLAIM_MAX = 100  # runs in one statement
 SUSPECT_LOSSES = 2  # workers lost in a row with a run in hand, from which on it may be what kills them
 PUT_OFF = timedelta(seconds=2)
+CLOCK_STEP = timedelta(milliseconds=50)
 LOOK_AGAIN = timedelta(milliseconds=5)
 
 
@@ -71,13 +73,15 @@ class Worker:
         )
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
-        self._offset = timedelta(0)
+        # The database's clock when ours, which nobody sets, was at that: it does not jump with the machine's.
+        self._database_at = (clock.now(), clock.monotonic())
         self._store: PostgresStore
         self._lease: Lease | None = None
         self._alarm: Alarm
         self._executions: dict[UUID, Execution] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._parked: OrderedDict[UUID, Execution] = OrderedDict()
+        self._mail_of_others: set[UUID] = set()  # came for runs that are not in hand: they may be about to be
         self._watchers: dict[UUID, list[asyncio.Event]] = {}
         self._life_ended = asyncio.Event()
         self._is_registered = asyncio.Event()
@@ -96,8 +100,14 @@ class Worker:
         """
         self._main = asyncio.create_task(self._live(), name="worker")
         registered = asyncio.create_task(self._is_registered.wait())
-        await asyncio.wait({self._main, registered}, return_when=asyncio.FIRST_COMPLETED)
-        registered.cancel()
+        try:
+            await asyncio.wait({self._main, registered}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._main.cancel()  # else it would live on, and nobody would know of it
+            await asyncio.wait({self._main})
+            raise
+        finally:
+            registered.cancel()
         if self._main.done():
             await self._main
 
@@ -107,12 +117,12 @@ class Worker:
             return
         self.is_draining = True
         LOG.info("drain_started", worker=self.name, runs=len(self._tasks))
+        self._look()  # first: what only waits is handed over whether the rest can be announced or not
         try:
             if self.id is not None:
                 await self._store.drain_worker(self.id)
         except RomancyError as error:
             LOG.warning("drain_not_announced", error=error.message)
-        self._look()
         await self._ended(self._settings.drain_seconds)
         self.is_out_of_time = True
         self._look()
@@ -173,8 +183,9 @@ class Worker:
     # --- what executions ask -----------------------------------------------------------------------------------------
 
     def now(self) -> datetime:
-        """The database's clock, by the offset that was measured last."""
-        return self._clock.now() + self._offset
+        """The database's clock, as it was measured last and has gone on since."""
+        moment, monotonic = self._database_at
+        return moment + timedelta(seconds=self._clock.monotonic() - monotonic)
 
     def may_start_activities(self) -> bool:
         return self._lease is not None and self._lease.is_certain
@@ -186,22 +197,30 @@ class Worker:
 
     async def _live(self) -> None:
         """One life after the other, until it drains."""
-        is_first = True
+        was_registered = False
+
+        def registered() -> None:
+            nonlocal was_registered
+            was_registered = True
+            self._is_registered.set()
+
         while not self.is_draining:
             self._life_ended.clear()
             try:
-                await self._life()
-            except RomancyError as error:
-                if is_first and not self._is_registered.is_set():
-                    raise
-                LOG.error("worker_life_ended", worker=self.name, reason=error.reason, error=error.message)
+                await self._life(registered)
+            except Exception as error:
+                if not was_registered:
+                    raise  # the owner hears of it from `start`
+                if isinstance(error, RomancyError):
+                    LOG.error("worker_life_ended", worker=self.name, reason=error.reason, error=error.message)
+                else:
+                    LOG.exception("worker_life_ended", worker=self.name)
                 await self._clock.sleep(REGISTER_AGAIN_SECONDS)
-            is_first = False
 
-    async def _life(self) -> None:
+    async def _life(self, registered: Callable[[], None]) -> None:
         async with self._make_store() as store:
             self._store = store
-            await self._measure_offset()
+            await self._set_clock()
             new = NewWorker(
                 name=self.name,
                 boot_id=uuid4(),
@@ -215,7 +234,7 @@ class Worker:
             self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
             self.journal = await store.journal(self.id)
             wakeups = await store.wakeups(self.id)
-            wakeups.on_due(lambda queues: self._alarm.ring())
+            wakeups.on_due(self._runs_are_due)
             wakeups.on_inbox(self._mail_came)
             self._lease = Lease(
                 self._make_store,
@@ -232,7 +251,7 @@ class Worker:
                 workflows=sorted(self.workflows),
                 pid=os.getpid(),
             )
-            self._is_registered.set()
+            registered()
             filling = asyncio.create_task(self._fill(), name="fill")
             ended = asyncio.create_task(self._life_ended.wait())
             try:
@@ -267,13 +286,15 @@ class Worker:
                 await self._claim(woken)
             except StoreUnavailableError as error:
                 LOG.warning("claim_failed", error=error.message)
+                self._alarm.poll_within(CLAIM_AGAIN_SECONDS)  # what was claimed may be nobody's
             woken = await self._alarm.wait()
         await self._life_ended.wait()  # what runs may end in peace
 
     async def _claim(self, woken: Woken) -> None:
         assert self.id is not None
+        self._mail_of_others.clear()
         if woken is Woken.POLL:
-            await self._measure_offset()
+            await self._set_clock()
             in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
             self._held_lately.clear()
             unseen = await self._store.unseen_claims(self.id, in_hand)
@@ -288,24 +309,27 @@ class Worker:
             await self._take(claims)
             if len(claims) < min(free, CLAIM_MAX):
                 break
-        if woken is not Woken.RUNG or self._was_full:
+        self._was_full, was_full = self._free_slots() <= 0, self._was_full
+        if self._was_full:
+            return  # the next run that leaves rings
+        if woken is not Woken.RUNG or was_full:
             # Our clock may be a little ahead of the database's: what was due for us may be due for it in a moment.
             due_at = await self._store.next_due_at(self.id)
             self._alarm.set(due_at and max(due_at, self.now() + LOOK_AGAIN))
-        self._was_full = self._free_slots() <= 0
 
     async def _take(self, claims: Sequence[Claim]) -> None:
         """Execute what was claimed: parked runs that are still in memory from there, others from their history."""
         anew: list[Claim] = []
         for claim in claims:
             parked = self._parked.pop(claim.run_id, None)
-            if parked is not None and parked.claim_number + 1 == claim.number and claim.lost_count == 0:
-                parked.resume(claim, await self._store.read_inbox(claim.run_id, parked.seen))
+            if parked is None:
+                anew.append(claim)
+            elif parked.claim_number + 1 == claim.number and claim.lost_count == 0:
+                parked.resume(claim)  # it reads its mail by itself, if there is any that it has not seen
                 self._hold(parked)
-                continue
-            if parked is not None:
+            else:
                 parked.drop()
-            anew.append(claim)
+                anew.append(claim)
         if not anew:
             return
         claimed = {each.run_id: each for each in await self._store.read_claimed(anew)}
@@ -337,6 +361,8 @@ class Worker:
         self._held_lately.add(execution.run_id)
         task = asyncio.create_task(self._execute(execution), name=f"run {execution.run_id}")
         self._tasks[execution.run_id] = task
+        if execution.run_id in self._mail_of_others:
+            execution.has_mail()  # it came when nobody here could be told
 
     async def _execute(self, execution: Execution) -> None:
         """Execute one run until it leaves; what goes wrong with it alone ends here."""
@@ -367,14 +393,24 @@ class Worker:
     def _remember(self, execution: Execution) -> None:
         """Keep a parked run for a while: nothing can have changed if the next claim of it is ours as well."""
         self._alarm.set(execution.parked_until)
+        if (older := self._parked.pop(execution.run_id, None)) is not None:
+            older.drop()
         self._parked[execution.run_id] = execution
         while len(self._parked) > self._settings.parked_max:
             self._parked.popitem(last=False)[1].drop()
+
+    def _runs_are_due(self, queues: Sequence[str]) -> None:
+        self._alarm.ring()
+        if not queues:  # an interruption: there may be mail as well that nobody told of
+            for execution in list(self._executions.values()):
+                execution.has_mail()
 
     def _mail_came(self, run_ids: Sequence[UUID]) -> None:
         for run_id in run_ids:
             if (execution := self._executions.get(run_id)) is not None:
                 execution.has_mail()
+            else:
+                self._mail_of_others.add(run_id)
 
     def _look(self) -> None:
         self._alarm.ring()
@@ -385,9 +421,10 @@ class Worker:
         return self._settings.slots - len(self._tasks)
 
     async def _ended(self, seconds: float) -> None:
-        """Until all executions have left, at most so long."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=seconds)
+        """Until all executions have left, those as well that come meanwhile; at most so long."""
+        end = self._clock.monotonic() + seconds
+        while self._tasks and (left := end - self._clock.monotonic()) > 0:
+            await asyncio.wait(list(self._tasks.values()), timeout=left)
 
     async def _drop_all(self) -> None:
         tasks = list(self._tasks.values())
@@ -395,15 +432,22 @@ class Worker:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for parked in self._parked.values():
-            parked.drop()
+        # A task that was cancelled before its first step has put nothing away.
+        for execution in (*self._executions.values(), *self._parked.values()):
+            execution.drop()
+        self._executions.clear()
+        self._tasks.clear()
         self._parked.clear()
 
-    async def _measure_offset(self) -> None:
-        before = self._clock.now()
+    async def _set_clock(self) -> None:
+        before = self._clock.monotonic()
         database = await self._store.now()
-        after = self._clock.now()
-        self._offset = database - (before + (after - before) / 2)
+        after = self._clock.monotonic()
+        expected = self.now()
+        self._database_at = (database, (before + after) / 2)
+        if abs(self.now() - expected) > CLOCK_STEP:
+            for execution in list(self._executions.values()):
+                execution.look()  # it sleeps until a moment that is another one now
 
     async def _bury_expired(self, store: Store) -> None:
         """The safety net: in the lease's thread, when nobody has looked for dead workers for long."""

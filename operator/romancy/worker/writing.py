@@ -9,6 +9,11 @@ from romancy.model.command import CancelActivity, Command
 from romancy.model.history import Attempt, Entry
 from romancy.store.interface import Begin, Flushed, Journal, Keep, LetGo, RunWrite
 
+ENTRIES_A_WRITE_MAX = 100
+BYTES_A_WRITE_MAX = (
+    1024 * 1024
+)  # a write holds one payload more at most: it must fit into a flush, or the run is refused
+
 
 class RunWasThereError(RomancyError):
     """The run that was to begin exists."""
@@ -26,6 +31,7 @@ class Writing:
         claim: its number.
         begin: the run to insert with the next write.
         entries, keep, commands: what has gathered; commands are carried out when the write is durable.
+        losses_noted: the losses of this claim are among the attempts of the next write.
         error: of the first write that failed.
     """
 
@@ -40,11 +46,14 @@ class Writing:
         self.claim = claim
         self.begin = begin
         self.entries: list[Entry] = []
+        self.losses_noted = False
         self.keep: Keep | None = None
         self.commands: list[Command] = []
         self.error: BaseException | None = None
         self._journal, self._run_id, self._act = journal, run_id, act
         self._in_flight = 0
+        self._cancels_in_flight = 0
+        self._entries_bytes = 0
 
     @property
     def is_all_written(self) -> bool:
@@ -53,8 +62,18 @@ class Writing:
 
     @property
     def has_cancels(self) -> bool:
-        """Activities are to be cancelled when the next write is durable."""
-        return any(isinstance(command, CancelActivity) for command in self.commands)
+        """Activities are to be cancelled when a write is durable that is not yet."""
+        return self._cancels_in_flight > 0 or _has_cancels(self.commands)
+
+    @property
+    def is_full(self) -> bool:
+        """What has gathered must be written before more is added."""
+        return len(self.entries) >= ENTRIES_A_WRITE_MAX or self._entries_bytes >= BYTES_A_WRITE_MAX
+
+    def add(self, entry: Entry) -> None:
+        """Something happened."""
+        self.entries.append(entry)
+        self._entries_bytes += len(entry.payload)
 
     def submit(
         self,
@@ -70,7 +89,7 @@ class Writing:
             changed: called in any case.
         """
         commands, self.commands = self.commands, []
-        if not (self.begin or self.entries or attempts or self.keep or then):
+        if not (self.begin or self.entries or attempts or self.keep or then or self.losses_noted):
             self._act(commands)
             return None
         write = RunWrite(
@@ -80,13 +99,18 @@ class Writing:
             entries=tuple(self.entries),
             attempts=tuple(attempts),
             then=then or self.keep,
+            losses_noted=self.losses_noted,
         )
-        self.begin, self.entries, self.keep = None, [], None
+        self.begin, self.entries, self.keep, self.losses_noted = None, [], None, False
+        self._entries_bytes = 0
+        cancels = _has_cancels(commands)
         self._in_flight += 1
+        self._cancels_in_flight += cancels
         future = self._journal().submit(write)
 
         def done(future: "asyncio.Future[Flushed]") -> None:
             self._in_flight -= 1
+            self._cancels_in_flight -= cancels
             changed()
             if future.cancelled():
                 return
@@ -102,11 +126,15 @@ class Writing:
         future.add_done_callback(done)
         return future
 
-    async def write_alone(self, then: LetGo) -> None:
+    async def write_alone(self, then: LetGo) -> Flushed:
         """Write this and, if it is still owed, the begin; all else is given up."""
-        await self._journal().submit(RunWrite(self._run_id, self.claim, begin=self.begin, then=then))
+        return await self._journal().submit(RunWrite(self._run_id, self.claim, begin=self.begin, then=then))
 
     def raise_error(self) -> None:
         """Raise what the first failed write failed with."""
         if self.error is not None:
             raise self.error
+
+
+def _has_cancels(commands: Sequence[Command]) -> bool:
+    return any(isinstance(command, CancelActivity) for command in commands)
