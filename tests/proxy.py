@@ -143,7 +143,7 @@ class _Link:
                 await self.to_client.drain()
                 continue
             held.append((kind, body))
-            if fault.mode is Mode.COMMIT_HELD and kind == b"C":
+            if fault.mode is Mode.COMMIT_HELD and kind in {b"C", b"s"}:  # complete, or as many rows as were asked for
                 self.proxy.happens(fault)
             if kind != b"Z":
                 continue

@@ -162,32 +162,6 @@ async def test_a_run_that_kills_its_process_is_blocked_and_takes_nobody_with_it(
     assert "5" in run.message
 
 
-async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_and_registers_anew(fleet: Fleet) -> None:
-    """I2: the zombie of a SIGSTOP."""
-    await fleet.start("a")
-    handle = await fleet.client.start(flows.three_steps)
-    await fleet.did("begin one")
-    zombie = fleet.processes["a"]
-    zombie.signal(signal.SIGSTOP)
-    await fleet.start("b")
-
-    async def is_with_b() -> bool:
-        return (await handle.info()).worker == "b"
-
-    await fleet.until(is_with_b, "b takes the run over")
-    zombie.signal(signal.SIGCONT)
-    await fleet.until(
-        lambda: zombie.log.read_text().count("worker_registered") == 2, "the zombie registers anew", zombie
-    )
-    fleet.open("one", "two", "three")
-
-    assert await handle.result(timeout=20) == ["one", "two", "three"]
-    history = await fleet.client.store.read_history((await handle.info()).id)
-    assert [entry.position for entry in history] == [1, 2, 3]
-    assert fleet.log().count("end two") == 1
-    assert fleet.log().count("end three") == 1
-
-
 async def test_sigterm_hands_over_within_a_second(fleet: Fleet) -> None:
     """What only waits is released at once; what runs may end within the grace period."""
     await fleet.start("a")

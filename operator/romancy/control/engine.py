@@ -206,7 +206,12 @@ class Engine:
     async def bury_expired(self, store: Store) -> None:
         """Bury every worker that has given no sign of life for too long: its runs go on elsewhere."""
         for worker_id in await store.expired_workers():
-            await store.bury_worker(worker_id)
+            try:
+                await store.bury_worker(worker_id)
+            except StoreError as error:  # something holds its rows: others must not wait for that
+                logger.warning(
+                    "burial_failed", worker_id=worker_id, error=error.message, hint="the next tick tries again"
+                )
 
 
 def _without_counts(status: Json) -> Json:

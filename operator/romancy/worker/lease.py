@@ -54,7 +54,7 @@ class Lease:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._trusted_until = time.monotonic() + ttl_seconds
-        self._turned_at = time.monotonic()
+        self._turned_at = self._looked_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lease-{worker_id}", daemon=True)
         self._thread.start()
@@ -77,26 +77,41 @@ class Lease:
         while not self._stop.is_set():
             try:
                 async with self._make_store() as store:
-                    while not self._stop.is_set():
-                        self._watch_loop()
-                        asked_at = time.monotonic()
-                        async with asyncio.timeout(self._ttl_seconds):
-                            is_ours = await store.renew_lease(self._worker_id, ttl_seconds=self._ttl_seconds)
-                        if not is_ours:
-                            self._lose()
-                            return
-                        self._trusted_until = (
-                            asked_at + self._ttl_seconds
-                        )  # from before the call: a late answer says nothing
-                        if self._chores is not None:
-                            try:
-                                await self._chores(store)
-                            except RomancyError as error:
-                                LOG.warning("lease_chores_failed", error=str(error))
-                        await self._pause(pause)
+                    await self._renew(store, pause)
+                    return
             except (RomancyError, TimeoutError, OSError) as error:
                 LOG.warning("lease_renewal_failed", worker_id=self._worker_id, error=str(error) or type(error).__name__)
                 await self._pause(min(pause, 1.0))
+
+    async def _renew(self, store: Store, pause: float) -> None:
+        """Renew until it is stopped, or lost."""
+        chores: asyncio.Task[None] | None = None
+        try:
+            while not self._stop.is_set():
+                self._watch_loop()
+                asked_at = time.monotonic()
+                async with asyncio.timeout(self._ttl_seconds):
+                    is_ours = await store.renew_lease(self._worker_id, ttl_seconds=self._ttl_seconds)
+                if not is_ours:
+                    self._lose()
+                    return
+                # From before the call: a late answer says nothing.
+                self._trusted_until = asked_at + self._ttl_seconds
+                if chores is None or chores.done():
+                    # Beside the renewals: who buries may have to wait for seconds, and would be taken for dead as well.
+                    chores = asyncio.create_task(self._do_chores(store))
+                await self._pause(pause)
+        finally:
+            if chores is not None:
+                chores.cancel()
+                await asyncio.gather(chores, return_exceptions=True)
+
+    async def _do_chores(self, store: Store) -> None:
+        if self._chores is not None:
+            try:
+                await self._chores(store)
+            except RomancyError as error:
+                LOG.warning("lease_chores_failed", error=str(error))
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not past a stop."""
@@ -108,7 +123,11 @@ class Lease:
         self._loop.call_soon_threadsafe(self._on_lost)
 
     def _watch_loop(self) -> None:
-        still = time.monotonic() - self._turned_at
+        now = time.monotonic()
+        if (slept := now - self._looked_at) > self._ttl_seconds:
+            self._turned_at += slept  # the whole process stood still, as a stopped one does: the loop is not to blame
+        self._looked_at = now
+        still = now - self._turned_at
         if still > self._stuck_seconds:
             LOG.critical("loop_stuck", seconds=round(still, 1), hint="blocking code in an async activity or a workflow")
             sys.stdout.flush()

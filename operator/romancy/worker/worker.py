@@ -454,6 +454,11 @@ class Worker:
         if self._is_leader_expected and await store.seconds_since_burial_check() < 3 * self._bury_seconds:
             return
         for worker_id in await store.expired_workers():
-            if worker_id != self.id:
+            if worker_id == self.id:
+                continue
+            try:
                 freed = await store.bury_worker(worker_id)
+            except RomancyError as error:  # something holds its rows: others must not wait for that
+                LOG.warning("burial_failed", worker_id=worker_id, error=error.message, hint="the next look tries again")
+            else:
                 LOG.warning("worker_buried", worker_id=worker_id, runs=len(freed), by=self.name)

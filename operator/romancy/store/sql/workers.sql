@@ -47,10 +47,16 @@ select exists (select from worker where id = :worker_id::bigint and (:even_if_al
 
 -- name: end_backends
 -- Ends what the dead left open: a frozen process with an open transaction, or a flush whose last bytes never come, would
--- hold its fence row for ever. Names are seen by the whole cluster, so this database alone. The role is the same, so it may.
+-- hold its fence row for ever. So would one that was frozen while it buried somebody: that connection has no worker's name, but
+-- nothing of the engine leaves a transaction waiting for its client for seconds, and no time-out of PostgreSQL ends one that
+-- waits for the last bytes of a statement. Names are seen by the whole cluster, so this database alone. The role is the same,
+-- so it may.
 select count(pg_terminate_backend(pid)) as ended
   from pg_stat_activity
- where application_name = :application_name::text and datname = current_database() and pid <> pg_backend_pid();
+ where datname = current_database() and pid <> pg_backend_pid()
+   and (application_name = :application_name::text
+        or application_name = 'romancy' and state <> 'idle' and wait_event = 'ClientRead'
+           and xact_start < now() - interval '2 seconds');
 
 -- name: delete_worker
 -- Burial, first of two statements of one transaction (I2): waits for flushes and claims on their way, and refuses all later
