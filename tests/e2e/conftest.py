@@ -8,6 +8,7 @@ import pytest
 from romancy.base.settings import DatabaseSettings
 from tests.chaos.fleet import Fleet, all_holds
 from tests.controlplane.plane import ControlPlane
+from tests.e2e.kubernetes import Kubernetes
 
 
 @pytest.fixture
@@ -29,3 +30,9 @@ async def engine(
     async with Fleet(database, tmp_path, workflows=modules, options=options) as fleet:
         yield fleet
     await all_holds(database)
+
+
+@pytest.fixture
+def kube(cluster: ControlPlane, namespace: str) -> Kubernetes:
+    """The runs of this test's namespace."""
+    return Kubernetes(cluster, namespace)

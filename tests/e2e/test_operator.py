@@ -1,67 +1,22 @@
 """`kubectl apply` to the end, through real operator processes: what users see, also of what they do wrong."""
 
-import asyncio
-import json
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.chaos.fleet import ROOT, Fleet
-from tests.controlplane.plane import ControlPlane
+from tests.e2e.kubernetes import Kubernetes
 
 pytestmark = [pytest.mark.slow, pytest.mark.kube]
 
 VERSIONS = ROOT / "tests/e2e/versions"
 
 
-class Kubernetes:
-    """Objects of one namespace."""
-
-    def __init__(self, plane: ControlPlane, namespace: str) -> None:
-        self.plane, self.namespace = plane, namespace
-        self.path = f"/apis/romancy.dev/v1alpha1/namespaces/{namespace}/workflowruns"
-
-    def apply(self, name: str, workflow: str, **spec: Any) -> None:
-        body = {
-            "apiVersion": "romancy.dev/v1alpha1",
-            "kind": "WorkflowRun",
-            "metadata": {"name": name},
-            "spec": {"workflow": workflow, **spec},
-        }
-        self.plane.call("POST", self.path, body)
-
-    async def status(
-        self, name: str, holds: Callable[[dict[str, Any]], bool], what: str, *, seconds: float = 20
-    ) -> dict[str, Any]:
-        """The status of a run, once it is so."""
-        end = time.monotonic() + seconds
-        while True:
-            status: dict[str, Any] = self.plane.call("GET", f"{self.path}/{name}").get("status", {})
-            if status and holds(status):
-                return status
-            assert time.monotonic() < end, f"{name}: never {what}: {json.dumps(status)}"
-            await asyncio.sleep(0.05)
-
-    async def end(self, name: str) -> dict[str, Any]:
-        return await self.status(name, lambda status: "completionTime" in status, "at an end")
-
-    def leader(self) -> str:
-        path = f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases/romancy"
-        holder: str = self.plane.call("GET", path)["spec"].get("holderIdentity") or ""
-        return holder.partition("/")[0]
-
-
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     [found] = [each for each in status["conditions"] if each["type"] == kind]
     return dict(found)
-
-
-@pytest.fixture
-def kube(cluster: ControlPlane, namespace: str) -> Kubernetes:
-    return Kubernetes(cluster, namespace)
 
 
 async def test_short_runs_cost_one_status_write_each(engine: Fleet, kube: Kubernetes) -> None:
