@@ -126,8 +126,13 @@ class _Refused:
         return self._why
 
 
+_PLAIN: Final = frozenset({str, int, bool, type(None), bytes})  # most of what travels: equal is the same
+
+
 def difference(sent: object, back: object, path: str) -> tuple[str, object, object] | None:
     """Where two values differ in type or content: the path and both; None if they are alike."""
+    if type(sent) in _PLAIN and type(back) is type(sent):
+        return None if sent == back else (path, sent, back)
     here = (path, sent, back)
     if type(sent) is not type(back):
         is_int_for_float = type(sent) is int and type(back) is float and sent == back

@@ -1,7 +1,7 @@
 """The deterministic event loop of one run: plain asyncio on it replays in the same order, and `asyncio.sleep` is durable.
 
-It is driven from plain code, inside or outside a task of the worker's own loop: `run_ready` makes it the running loop,
-runs until nothing is ready, and puts back what was. Tasks and futures hash and are named by their order of creation, so
+It is driven from plain code, inside or outside a task of the worker's own loop: `entered` makes it the running loop, and
+puts back what was; `run_ready` runs until nothing is ready. Tasks and futures hash and are named by their order of creation, so
 that sets of them iterate alike everywhere.
 """
 
@@ -11,7 +11,7 @@ import sys
 from asyncio import events, tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from romancy.errors import RunDiscarded, StepTooLongError
@@ -112,26 +112,28 @@ class RunLoop(asyncio.AbstractEventLoop):
             self._ready.append(timer)
 
     def run_ready(self) -> None:
-        """Run until nothing is ready.
+        """Run until nothing is ready; this must be the running loop.
 
         Raises:
             StepTooLongError: more turns than allowed without a command, or too much time.
         """
         started = self._monotonic()
         self.turns = 0
-        with self.entered():
-            while self._ready:
-                handle = self._ready.popleft()
-                if handle.cancelled():
-                    continue
-                self.turns += 1
-                if self.turns > TURNS_MAX:
-                    raise StepTooLongError(f"{self.turns - 1:,} turns of its loop", limit=f"{TURNS_MAX:,}")
-                if self.turns % _TURNS_BETWEEN_LOOKS == 0:
-                    self._look_at_clock(started)
-                # SystemExit is the exception of the task that raised it: the process is not the run's to end.
-                with suppress(SystemExit):
-                    handle._run()
+        ready = self._ready
+        while ready:
+            handle = ready.popleft()
+            if handle.cancelled():
+                continue
+            self.turns += 1
+            if self.turns > TURNS_MAX:
+                raise StepTooLongError(f"{self.turns - 1:,} turns of its loop", limit=f"{TURNS_MAX:,}")
+            if self.turns % _TURNS_BETWEEN_LOOKS == 0:
+                self._look_at_clock(started)
+            # SystemExit is the exception of the task that raised it: the process is not the run's to end.
+            try:  # noqa: SIM105 - a context manager a turn is felt here
+                handle._run()
+            except SystemExit:
+                pass
         self._look_at_clock(started)
         if self._generators:
             self._generators = {key: each for key, each in self._generators.items() if not _is_exhausted(each)}

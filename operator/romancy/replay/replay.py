@@ -152,18 +152,19 @@ class Replay:
         """
         assert not self.is_discarded
         self.is_replaying = replaying and bool(entries)
-        if self._root is None:
-            self._begin()
-        for index, entry in enumerate(entries):
-            assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
-            self.position = entry.position
-            self.now = max(self.now, entry.at)
-            self.loop.set_time((self.now - self.started_at) / _EPOCH_STEP / 1e6)
-            self._deliver(entry)
-            self._run()
-            # The step that follows the last stored entry is the first whose log lines nobody has written yet, if the
-            # flush that held it came through; so it is silent as well: lines are at most once.
-            self.is_replaying = replaying and index + 1 < len(entries)
+        with self.loop.entered():
+            if self._root is None:
+                self._begin()
+            for index, entry in enumerate(entries):
+                assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
+                self.position = entry.position
+                self.now = max(self.now, entry.at)
+                self.loop.set_time((self.now - self.started_at) / _EPOCH_STEP / 1e6)
+                self._deliver(entry)
+                self._run()
+                # The step that follows the last stored entry is the first whose log lines nobody has written yet, if the
+                # flush that held it came through; so it is silent as well: lines are at most once.
+                self.is_replaying = replaying and index + 1 < len(entries)
         issued, self._issued = self._issued, []
         return [command for command in issued if self.is_wanted(command)]
 
@@ -284,8 +285,7 @@ class Replay:
     # --- transitions ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        with self.loop.entered():
-            self._root = self.loop.create_task(self._program(self), name="workflow", context=self.loop.context)
+        self._root = self.loop.create_task(self._program(self), name="workflow", context=self.loop.context)
         self._run()
 
     def _run(self) -> None:
@@ -293,8 +293,7 @@ class Replay:
         if not self.root.done() and (dropped := self._calls.dropped()) is not None and self.failure is None:
             self.failure = NeverAwaitedError(dropped)
             if not self.is_closing:
-                with self.loop.entered():
-                    self.root.cancel()
+                self.root.cancel()
                 self.loop.run_ready()
         if self.root.done() and self.outcome is None:
             self.outcome = self.root.result()
@@ -320,16 +319,14 @@ class Replay:
         assert each.decode is not None
         if entry.kind is Kind.ACTIVITY_COMPLETED and each.on_completed is not None:
             each.on_completed(entry)
-        with self.loop.entered():
-            self.loop.context.run(each.future.end, entry, each.decode)
+        self.loop.context.run(each.future.end, entry, each.decode)
 
     def _cancel(self, entry: Entry) -> None:
         if self.cancel_reason is not None:
             return  # cancelled once: a second cancel would interrupt the clean-up that the first one asked for
         self.cancel_reason = entry.payload
         if not self.is_closing and not self.root.done():
-            with self.loop.entered():
-                self.root.cancel()
+            self.root.cancel()
 
     def _answered(self, entry: Entry) -> _Open | None:
         """Move one command from open to answered; None if the code has given it up."""

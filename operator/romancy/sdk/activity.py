@@ -177,9 +177,8 @@ class Activity[**P, R]:
 
     def call(self, arguments: dict[str, Any]) -> Any:
         """Call the function with arguments by name: its result, or an awaitable of it."""
-        bound = self.signature.parameters.bind_partial()
-        bound.arguments.update(arguments)
-        return self.fn(*bound.args, **bound.kwargs)
+        args, kwargs = self.signature.unbind(arguments)
+        return self.fn(*args, **kwargs)
 
     async def _ask(self, replay: Replay, arguments: dict[str, Any], call: list[Any]) -> R:
         call[0].started()

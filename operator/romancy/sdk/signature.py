@@ -22,6 +22,7 @@ class Signature:
     arguments: Codec[dict[str, Any]]
     result: Codec[Any]
     form: Form
+    simple: tuple[str, ...] | None  # names, if each may be given by position or by name
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by name, as given: no defaults, since they belong to the code that will run.
@@ -29,7 +30,17 @@ class Signature:
         Raises:
             TypeError: they don't fit, as in any Python call.
         """
+        if self.simple is not None and len(args) == len(self.simple) and not kwargs:
+            return dict(zip(self.simple, args, strict=True))  # as below, at a tenth of the time
         return dict(self.parameters.bind(*args, **kwargs).arguments)
+
+    def unbind(self, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How to call the function with arguments by name."""
+        if self.simple is not None:
+            return (), arguments
+        bound = self.parameters.bind_partial()
+        bound.arguments.update(arguments)
+        return bound.args, bound.kwargs
 
 
 def where(fn: Callable[..., Any]) -> str:
@@ -89,6 +100,7 @@ def read(fn: Callable[..., Any], *, kind: str, name: str, context: type | None =
             parameters=signature.replace(parameters=parameters),
             arguments=arguments_codec(shapes, what=f"arguments of {kind} {name!r}"),
             result=Codec(result, what=f"result of {kind} {name!r}"),
+            simple=tuple(shapes) if all(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters) else None,
             form=Form.WHOLE if len(shapes) == 1 and _is_object(next(iter(shapes.values()))[0]) else Form.BY_NAME,
         )
     except PayloadError as error:

@@ -144,10 +144,9 @@ class Workflow[**P, R]:
 
         def begin(replay: Replay) -> Coroutine[Any, Any, Outcome]:
             async def body() -> str:
-                bound = self.signature.parameters.bind_partial()
-                bound.arguments.update(arguments)
+                args, kwargs = self.signature.unbind(arguments)
                 first = (WorkflowContext(replay, info),) if self._takes_context else ()
-                result = await self.fn(*first, *bound.args, **bound.kwargs)
+                result = await self.fn(*first, *args, **kwargs)
                 return self.signature.result.encode(result)
 
             return saga.run_to_end(replay, body)

@@ -155,7 +155,7 @@ class Attempts:
 
     def start(self, *, is_held: bool) -> None:
         """Start what is durable and due."""
-        if self._host.is_draining or not self._host.may_start_activities():
+        if not self._waiting or self._host.is_draining or not self._host.may_start_activities():
             return
         now = self._host.now()
         for each in list(self._waiting.values()):
@@ -261,8 +261,11 @@ class Attempts:
     def is_running(self) -> bool:
         return bool(self._running)
 
-    def are_all_in_backoff(self, now: datetime) -> bool:
+    def are_all_in_backoff(self) -> bool:
         """None could be started now."""
+        if not self._waiting:
+            return True
+        now = self._host.now()
         return all(each.not_before is not None and each.not_before > now for each in self._waiting.values())
 
     def hand_over(self) -> list[Open]:
@@ -282,6 +285,8 @@ class Attempts:
 
     def seconds_until_start(self, *, is_held: bool) -> float | None:
         """Until the next could be started; None if none could."""
+        if not self._waiting:
+            return None
         now = self._host.now()
         # One that is due was not started just now: the lease is not certain, which comes back soon or never.
         return min(

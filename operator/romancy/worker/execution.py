@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Protocol, assert_never
@@ -256,11 +257,12 @@ class Execution:
         if self._delivery.has_some or self._has_news or seconds == 0:
             await asyncio.sleep(0)  # more lies ready; others are let in between
             return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+        if seconds is None:
+            await self._changed.wait()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
         self._changed.clear()
         self._writing.raise_error()
 
@@ -384,7 +386,7 @@ class Execution:
             return False  # it would only be told that there is mail
         if self._is_held():
             return True
-        return self._attempts.are_all_in_backoff(self._engine.now())
+        return self._attempts.are_all_in_backoff()
 
     def _waiting(self) -> waiting.Waiting:
         if self._is_held():
@@ -403,9 +405,8 @@ class Execution:
     def _seconds_until_due(self) -> float | None:
         """Until time itself brings something; None if it never does."""
         is_held = self._is_held()
-        now = self._engine.now()
         moments = () if is_held else (self._delivery.next_timer_at, self._open_timeout())
-        seconds = [max(0.0, (moment - now).total_seconds()) for moment in moments if moment is not None]
+        seconds = [max(0.0, (moment - self._engine.now()).total_seconds()) for moment in moments if moment is not None]
         if (start := self._attempts.seconds_until_start(is_held=is_held)) is not None:
             seconds.append(start)
         return min(seconds, default=None)
