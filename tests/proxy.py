@@ -51,7 +51,7 @@ class Fault:
     closes: bool = False
     happened: asyncio.Event = field(default_factory=asyncio.Event)
     release: asyncio.Event = field(default_factory=asyncio.Event)
-    landed: asyncio.Event = field(default_factory=asyncio.Event)  # the server has answered a late one
+    landed: asyncio.Event = field(default_factory=asyncio.Event)  # the server has answered a late one, or ended it
 
     def is_meant(self, statement: str, body: bytes) -> bool:
         return self.statement in {"", statement} and self.word in body
@@ -243,6 +243,8 @@ class Proxy:
             if link is not None:
                 self._links.discard(link)
                 link.abort()
+                if link.fault is not None:
+                    link.fault.landed.set()  # or never will
             writer.transport.abort()
             self._tasks.discard(task)
 
