@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from romancy import WorkflowContext, activity, workflow
-from romancy.model.command import CancelActivity, Command, RunActivity
+from romancy.model.command import CancelActivity, Command, End, RunActivity
 from romancy.model.history import Entry, Kind
 from romancy.replay.replay import Replay
 from romancy.sdk.context import RunInfo
@@ -119,3 +119,55 @@ def test_nothing_is_left_of_a_run_that_is_over() -> None:
     gc.collect()
 
     assert left() is None
+
+
+def test_a_group_that_fails_while_the_run_is_cancelled_loses_no_outcome() -> None:
+    """asyncio cancels the task once more then, and a task that returns with that is cancelled."""
+
+    @workflow
+    async def groups() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails_when_cancelled())
+            await asyncio.Event().wait()
+
+    @workflow
+    async def swallows() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fails_when_cancelled())
+                await asyncio.Event().wait()
+        except* ValueError:
+            pass
+
+    async def fails_when_cancelled() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("while it was cancelled")
+
+    for flow, end in ((groups, End.FAILED), (swallows, End.CANCELLED)):
+        replay = replay_of(flow)
+        replay.advance()
+        payload = '{"reason":"Cancelled","message":""}'
+        replay.advance([Entry(1, Kind.CANCEL_REQUESTED, STARTED_AT, payload=payload)])
+
+        assert replay.outcome is not None
+        assert replay.outcome.end is end
+        replay.discard()
+
+
+class OwnExit(BaseException):
+    pass
+
+
+def test_an_exception_that_is_none_fails_the_run_and_goes_no_further() -> None:
+    @workflow
+    async def exits() -> None:
+        raise OwnExit("over")
+
+    replay = replay_of(exits)
+    replay.advance()
+
+    assert replay.outcome is not None
+    assert (replay.outcome.end, replay.outcome.message) == (End.FAILED, "OwnExit: over")
+    replay.discard()

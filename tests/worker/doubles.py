@@ -162,10 +162,12 @@ class Engine:
             run_id or uuid4(), "default", "run", workflow.name, text, workflow.signature.form, {}, STARTED_AT, None,
             tuple(row.history), tuple(row.inbox), tuple(each for each in row.attempts if each.number not in ended),
         )  # fmt: skip
-        claim = Claim(
-            claimed.run_id, row.claim, workflow.name, len(row.inbox), Phase.RUNNING, row.lost_count, row.lost_noted
-        )
-        return Execution(self, workflow, claimed, claim=claim)
+        return Execution(self, workflow, claimed, claim=self.claim_of(workflow, claimed.run_id))
+
+    def claim_of(self, workflow: Workflow[..., Any], run_id: UUID) -> Claim:
+        """The hold on the run as it is in the database."""
+        row = self.row
+        return Claim(run_id, row.claim, workflow.name, len(row.inbox), Phase.RUNNING, row.lost_count, row.lost_noted)
 
     def begin(self, workflow: Workflow[..., Any], text: str = "{}") -> tuple[Execution, list[bool]]:
         """Begin a run as this worker's own; the list tells what it was told."""

@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from romancy.errors import CompensationFailedError, NotDeterministicError
+from romancy.errors import CompensationFailedError, NotDeterministicError, RunDiscarded
 from romancy.model import failure
 from romancy.model.command import End, Outcome
 from romancy.model.history import Entry
@@ -79,12 +80,24 @@ async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]
     Args:
         body: runs the workflow function and returns its encoded result.
     """
+    outcome = await _outcome(replay, body)
+    with suppress(asyncio.CancelledError):
+        await _meet_cancel()
+    return outcome
+
+
+async def _outcome(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]]) -> Outcome:
     payload: str | None = None
     error: BaseException | None = None
     try:
         payload = await body()
         replay.check_calls()
-    except (Exception, SystemExit, asyncio.CancelledError) as raised:
+        await _meet_cancel()
+    except (RunDiscarded, GeneratorExit, KeyboardInterrupt):
+        raise
+    except (
+        BaseException
+    ) as raised:  # also SystemExit, or one of the code's own: it is the run that fails, not its worker
         error = replay.failure or raised
     replay.is_closing = True
     await _end_tasks(replay)
@@ -99,6 +112,17 @@ async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]
         # A TaskGroup that was left open cancels the task that it was opened in: that is over, and all is taken back.
         pass
     return _end_of(replay, error)
+
+
+async def _meet_cancel() -> None:
+    """Have a cancel that is still on its way arrive here.
+
+    A TaskGroup that fails while its task is cancelled cancels it once more; if the task returned with that, it would be
+    cancelled, and what it returned would be lost.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        await asyncio.sleep(0)
 
 
 async def _end_tasks(replay: Replay) -> None:
