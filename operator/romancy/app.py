@@ -1,6 +1,5 @@
 """Durable workflows in one's own program: a client that executes runs as well."""
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from aiohttp import web
 from romancy.base import log
 from romancy.base.clock import SystemClock
 from romancy.base.settings import DatabaseSettings, WorkerSettings
-from romancy.client import Client
+from romancy.client import Client, Watch
 from romancy.errors import DefinitionError
 from romancy.gateway import server
 from romancy.model import failure
@@ -80,12 +79,12 @@ class App(Client):
         return server.application(self.store, [self.worker])
 
     @asynccontextmanager
-    async def watching(self, run_id: UUID) -> AsyncIterator[asyncio.Event]:
-        event = self.worker.watch(run_id)
+    async def watching(self, run_id: UUID) -> AsyncIterator[Watch]:
+        ended = self.worker.watch(run_id)
         try:
-            yield event
+            yield Watch(ended, lambda: self.worker.holds(run_id))
         finally:
-            self.worker.unwatch(run_id, event)
+            self.worker.unwatch(run_id, ended)
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         mine = self.worker.workflows.get(workflow.name)

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ from romancy.errors import (
 )
 from romancy.model import failure
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
+from romancy.model.command import End, Outcome
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
 from romancy.sdk.workflow import Workflow
@@ -30,6 +32,20 @@ from romancy.store.interface import RunFilter
 from romancy.store.postgres import PostgresStore
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
+_POLL_HERE_SECONDS = 1.0  # while this process executes the run itself, and will know first
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How somebody who waits for a run may hear of its end.
+
+    Attributes:
+        ended: its outcome, if it ends in this process; never done in others.
+        is_here: whether this process executes it now.
+    """
+
+    ended: "asyncio.Future[Outcome]"
+    is_here: Callable[[], bool]
 
 
 class Handle[R]:
@@ -71,18 +87,20 @@ class Handle[R]:
             RunNotFoundError: there is none.
         """
         async with asyncio.timeout(timeout):
-            run = await self.info()
-            async with self._client.watching(run.id) as event:
-                polls = 0
-                while not run.is_done:
-                    try:
-                        async with asyncio.timeout(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)]):
-                            await event.wait()
-                        event.clear()
-                    except TimeoutError:
-                        polls += 1
-                    run = await self.info()
-        return self._outcome(run)
+            run_id = self._run_id or (await self.info()).id
+            async with self._client.watching(run_id) as watch:
+                return self._value(await self._outcome(watch))
+
+    async def _outcome(self, watch: Watch) -> Outcome:
+        """As soon as it is known: told by this process, or found in the database."""
+        polls = 0
+        while not watch.ended.done():
+            if not watch.is_here() and (run := await self.info()).is_done:
+                return _outcome_of(run)
+            seconds = _POLL_HERE_SECONDS if watch.is_here() else _POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)]
+            polls += 1
+            await asyncio.wait([watch.ended], timeout=seconds)
+        return watch.ended.result()
 
     async def cancel(self, message: str = "") -> bool:
         """Ask the run to end: it may clean up, and what is done is compensated. False if it had ended, or was asked before."""
@@ -100,20 +118,21 @@ class Handle[R]:
         run_id = self._run_id or (await self.info()).id
         return await self._client.store.send([Message(run_id, kind, source, json.dumps(content))]) > 0
 
-    def _outcome(self, run: Run) -> R:
-        match run.phase:
-            case Phase.SUCCEEDED:
-                assert run.output is not None
-                value: R = self._result.decode(run.output) if self._result else json.loads(run.output)
+    def _value(self, outcome: Outcome) -> R:
+        name = self._name or str(self._run_id)
+        match outcome.end:
+            case End.SUCCEEDED:
+                assert outcome.payload is not None
+                value: R = self._result.decode(outcome.payload) if self._result else json.loads(outcome.payload)
                 return value
-            case Phase.CANCELLED:
-                raise RunCancelledError(f"run {run.name} was cancelled: {run.message or run.reason}")
-            case _ if run.reason == Reason.TIMED_OUT:
-                raise RunTimedOutError(f"run {run.name}: {run.message}")
-            case _ if run.failure is not None:
-                raise failure.decode(run.failure)
+            case End.CANCELLED:
+                raise RunCancelledError(f"run {name} was cancelled: {outcome.message or outcome.reason}")
+            case _ if outcome.reason == Reason.TIMED_OUT:
+                raise RunTimedOutError(f"run {name}: {outcome.message}")
+            case _ if outcome.failure is not None:
+                raise failure.decode(outcome.failure)
             case _:
-                raise RunFailedError(f"run {run.name} failed: {run.message}", reason=run.reason)
+                raise RunFailedError(f"run {name} failed: {outcome.message}", reason=outcome.reason)
 
 
 class Client:
@@ -215,10 +234,11 @@ class Client:
         return run
 
     @asynccontextmanager
-    async def watching(self, run_id: UUID) -> AsyncIterator[asyncio.Event]:
-        """An event that may be set when the run ends; who waits for it polls as well."""
+    async def watching(self, run_id: UUID) -> AsyncIterator[Watch]:
+        """Hear of a run's end; from here it can only be asked for."""
         del run_id
-        yield asyncio.Event()
+        never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        yield Watch(never, lambda: False)
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         del workflow
@@ -242,6 +262,12 @@ class Client:
             labels=dict(options.labels),
             start_at=datetime.now(UTC) + options.delay if options.delay else None,
         )
+
+
+def _outcome_of(run: Run) -> Outcome:
+    """The outcome of a run that is done, from its row."""
+    end = {Phase.SUCCEEDED: End.SUCCEEDED, Phase.FAILED: End.FAILED, Phase.CANCELLED: End.CANCELLED}[run.phase]
+    return Outcome(end, run.output, run.failure, run.reason, run.message)
 
 
 def refuse_other(new: NewRun, existing: Run) -> None:

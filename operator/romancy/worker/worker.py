@@ -13,6 +13,7 @@ from romancy.base import log
 from romancy.base.clock import Clock
 from romancy.base.settings import WorkerSettings, python_minor, worker_name
 from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
+from romancy.model.command import Outcome
 from romancy.model.history import InboxRow
 from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
@@ -82,7 +83,7 @@ class Worker:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._parked: OrderedDict[UUID, Execution] = OrderedDict()
         self._mail_of_others: set[UUID] = set()  # came for runs that are not in hand: they may be about to be
-        self._watchers: dict[UUID, list[asyncio.Event]] = {}
+        self._watchers: dict[UUID, list[asyncio.Future[Outcome]]] = {}
         self._life_ended = asyncio.Event()
         self._is_registered = asyncio.Event()
         self._is_drained = asyncio.Event()
@@ -129,6 +130,7 @@ class Worker:
         await self._ended(2.0)
         self._life_ended.set()
         await self._main
+        self.activities.close()
         LOG.info("drain_ended", worker=self.name)
 
     @property
@@ -167,18 +169,22 @@ class Worker:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         return begun.done() and begun.result()
 
-    def watch(self, run_id: UUID) -> asyncio.Event:
-        """An event that is set when the run ends in this process; give it back by `unwatch`."""
-        event = asyncio.Event()
-        self._watchers.setdefault(run_id, []).append(event)
-        return event
+    def watch(self, run_id: UUID) -> "asyncio.Future[Outcome]":
+        """The outcome of the run, if it ends in this process; give it back by `unwatch`."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._watchers.setdefault(run_id, []).append(future)
+        return future
 
-    def unwatch(self, run_id: UUID, event: asyncio.Event) -> None:
-        events = self._watchers.get(run_id, [])
-        if event in events:
-            events.remove(event)
-        if not events:
+    def unwatch(self, run_id: UUID, future: "asyncio.Future[Outcome]") -> None:
+        futures = self._watchers.get(run_id, [])
+        if future in futures:
+            futures.remove(future)
+        if not futures:
             self._watchers.pop(run_id, None)
+
+    def holds(self, run_id: UUID) -> bool:
+        """The run is in the hands of this process: its end will be known here first."""
+        return run_id in self._executions
 
     # --- what executions ask -----------------------------------------------------------------------------------------
 
@@ -384,9 +390,10 @@ class Worker:
                 del self._tasks[execution.run_id]
             if left is Left.PARKED:
                 self._remember(execution)
-            elif left is Left.FINISHED:
-                for event in self._watchers.get(execution.run_id, ()):
-                    event.set()
+            elif left is Left.FINISHED and execution.outcome is not None:
+                for future in self._watchers.get(execution.run_id, ()):
+                    if not future.done():
+                        future.set_result(execution.outcome)
             if self._was_full:
                 self._alarm.ring()
 
