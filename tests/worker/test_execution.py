@@ -122,6 +122,7 @@ async def test_a_cancelled_thread_is_waited_for_and_compensated() -> None:
 
 
 async def test_a_thread_that_is_left_gives_its_slot_back_once() -> None:
+    before = set(threading.enumerate())
     engine = Engine(threads_max=1)
     engine.journal.is_automatic = True
     execution = engine.claim(books)
@@ -133,11 +134,16 @@ async def test_a_thread_that_is_left_gives_its_slot_back_once() -> None:
         execution.look()
         assert await task is Left.RELEASED
     assert engine.activities._thread_slots.locked()
+    threads = set(threading.enumerate()) - before
+    assert threads
+    assert all(thread.daemon for thread in threads), "the process would wait for it to end"
     gate.set()
     await until(lambda: not engine.activities._thread_slots.locked(), "the slot is free")
     await settle()
 
     assert engine.activities._thread_slots._value == 1
+    engine.activities.close()
+    await until(lambda: not any(thread.is_alive() for thread in threads), "no thread is left")
 
 
 @activity(retry=RetryPolicy(max_attempts=1), name="execution.reserve")

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +13,7 @@ from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError,
 from romancy.model.command import RunActivity
 from romancy.model.retry import RetryPolicy
 from romancy.sdk.activity import INFO, Activity, ActivityInfo
+from romancy.worker.threads import Threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Activities:
     ) -> None:
         self._async_slots = asyncio.Semaphore(async_max)
         self._thread_slots = asyncio.Semaphore(threads_max)
-        self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="activity")
+        self._threads = Threads("activity")
         self._payload_bytes_max = payload_bytes_max
         self._now = now
 
@@ -81,7 +81,7 @@ class Activities:
 
     def close(self) -> None:
         """Take no more; threads that run are left to end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def _here(
         self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
@@ -118,7 +118,7 @@ class Activities:
         if not may_start():
             self._thread_slots.release()
             raise _NotStarted
-        running = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        running = self._threads.run(call)
         # A thread can't be stopped: one that outlives its timeout keeps its slot until it ends by itself.
         running.add_done_callback(lambda _: self._thread_slots.release())
         try:
