@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from romancy import NO_RETRY, Client, activity, workflow
+from romancy import NO_RETRY, App, Client, activity, workflow
 from romancy.base.clock import SystemClock
 from romancy.base.settings import DatabaseSettings, WorkerSettings
-from romancy.errors import RunCancelledError, StoreUnavailableError
+from romancy.errors import RunCancelledError, RunExistsError, StoreUnavailableError
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Claim, ClaimedRun, NewWorker, WorkerId
@@ -211,3 +211,52 @@ async def test_time_does_not_jump_with_the_clock_of_the_machine() -> None:
     clock.moved = timedelta(hours=-1)
 
     assert timedelta(0) <= worker.now() - before < timedelta(seconds=5)
+
+
+counted: list[int] = []
+
+
+@activity(name="worker.count", retry=NO_RETRY)
+async def count(number: int) -> int:
+    counted.append(number)
+    return number
+
+
+@workflow(name="worker.counts")
+async def counts(number: int) -> int:
+    return await count(number)
+
+
+async def test_starts_of_one_id_at_once_are_one_run(database: DatabaseSettings) -> None:
+    """In one process, in two, and by a client that runs none; whoever wants another input is told so."""
+    counted.clear()
+    one = counts.options(id="one")
+    async with (
+        App(database, [counts], worker=SETTINGS) as first,
+        App(database, [counts], worker=SETTINGS) as second,
+        Client(database) as third,
+    ):
+        starters = [first, second, third, first, second] * 4
+        started = await asyncio.gather(*(each.start(one, 1) for each in starters))
+        others = await asyncio.gather(*(each.start(one, 2) for each in starters), return_exceptions=True)
+
+        assert [await handle.result(timeout=5) for handle in started] == [1] * len(starters)
+    assert {type(other) for other in others} == {RunExistsError}
+    assert len({handle.id for handle in started}) == 1
+    assert counted == [1]
+
+
+async def test_a_start_while_it_drains_is_handed_to_the_database(database: DatabaseSettings) -> None:
+    async with App(database, [waits, ends], worker=SETTINGS) as app:
+        await app.start(waits)
+        await until(lambda: app.worker.runs == 1, "it runs")
+        draining = asyncio.create_task(app.worker.drain())
+        await settle()
+        handle = await app.start(ends)
+        await handle.cancel()
+        app.worker.is_out_of_time = True
+        app.worker._look()
+        await draining
+
+        with pytest.raises(RunCancelledError):
+            await handle.result(timeout=5)

@@ -82,6 +82,7 @@ class Worker:
         self._executions: dict[UUID, Execution] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._parked: OrderedDict[UUID, Execution] = OrderedDict()
+        self._taking: frozenset[UUID] = frozenset()  # claimed, and about to be in hand
         self._mail_of_others: set[UUID] = set()  # came for runs that are not in hand: they may be about to be
         self._watchers: dict[UUID, list[asyncio.Future[Outcome]]] = {}
         self._life_ended = asyncio.Event()
@@ -151,8 +152,8 @@ class Worker:
         """
         if self._free_slots() <= 0 or self.is_draining or new.start_at is not None or not self.is_ready:
             return False
-        if new.id in self._executions:
-            return False
+        if new.id in self._executions or new.id in self._taking:
+            return False  # never two executions of a run: one's refused begin would be taken for that of the other
         started_at = self.now()
         assert new.form is not None
         claimed = ClaimedRun(
@@ -325,8 +326,18 @@ class Worker:
 
     async def _take(self, claims: Sequence[Claim]) -> None:
         """Execute what was claimed: parked runs that are still in memory from there, others from their history."""
+        self._taking = frozenset(claim.run_id for claim in claims)
+        try:
+            await self._take_claimed(claims)
+        finally:
+            self._taking = frozenset()
+
+    async def _take_claimed(self, claims: Sequence[Claim]) -> None:
         anew: list[Claim] = []
         for claim in claims:
+            if (leaving := self._tasks.get(claim.run_id)) is not None:
+                # It has just let the run go, or wants to begin it and is about to hear that it exists.
+                await asyncio.wait([leaving])
             parked = self._parked.pop(claim.run_id, None)
             if parked is None:
                 anew.append(claim)
