@@ -129,6 +129,11 @@ def test_what_its_owner_changes_reaches_the_run(what: Seen, known: ResourceRow, 
         (Seen.missing(UID, "shop", "order"), row(), Gone(UID, (DELETED,))),
         (Seen.missing(UID, "shop", "order"), row(wishes=ORPHAN), Gone(UID)),
         (seen(is_gone=True), row(Phase.SUCCEEDED), Nothing()),  # it may only have left the watch's selector
+        (
+            seen({"ttlSecondsAfterFinished": 7}, is_gone=True),  # and its last change was not filed before
+            row(Phase.SUCCEEDED),
+            Change(UID, replace(WISHES, ttl_seconds=7)),
+        ),
         (Seen.missing(UID, "shop", "order"), row(Phase.SUCCEEDED), Gone(UID)),
     ],
 )

@@ -57,6 +57,7 @@ class Mirror:
         self._owed: set[UUID] = set()
         # Marking skips rows that a flush holds: such a version is given again, and need not be written again.
         self._written: OrderedDict[UUID, int] = OrderedDict()
+        self._ended: OrderedDict[UUID, int] = OrderedDict()  # the generation that the final status shows
 
     def wake(self) -> None:
         """A status may be owed."""
@@ -66,7 +67,13 @@ class Mirror:
         """The store knows this state of the object: its status may say so."""
         # The row of a changed spec may be as it was, and then nothing else would write that the change was seen.
         is_owed = (seen.was_accepted and seen.observed_generation != seen.generation) or seen.reason == LOST
-        if seen.is_gone or (seen.phase in DONE and not is_owed):
+        # An end that was written takes the object out of the watch, with the state before it: a change that was not filed by
+        # then is shown by no status, and no event tells of it any more.
+        ended_with = self._ended.pop(seen.uid, None)
+        has_left = seen.is_gone and not seen.is_certain and ended_with not in {None, seen.generation}
+        if has_left:
+            is_owed = True
+        elif seen.is_gone or (seen.phase in DONE and not is_owed):
             # A write whose answer was lost makes a finished run leave the watch, and must be written again as it was.
             if seen.uid not in self._failures:
                 self._forget(seen.uid)
@@ -168,6 +175,10 @@ class Mirror:
             output_bytes_max=self._settings.output_inline_bytes_max,
         )
         await self._bucket.take()
+        if run.is_done and each.version != NO_VERSION and shown.generation is not None:
+            self._ended[run.id] = shown.generation  # before the write: its event may overtake its answer
+            while len(self._ended) > WRITTEN_MAX:
+                self._ended.popitem(last=False)
         try:
             is_there = await self._kube.patch_status(
                 Target(RUNS, run.namespace, run.name, run.id), conditions.of_run(run, shown, now=now)

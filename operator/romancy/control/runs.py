@@ -201,7 +201,7 @@ def _of_missing(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
     if row is None:
         return Nothing()
     if row.phase.is_done:
-        return Gone(row.run_id) if seen.is_certain else Nothing()  # else it may only have left the watch's selector
+        return Gone(row.run_id) if seen.is_certain else _of_left(seen, row, rules)
     policy = row.wishes.deletion_policy
     if seen.spec is not None:  # its last state, which the store may not have been told
         with contextlib.suppress(ValidationError):
@@ -210,6 +210,14 @@ def _of_missing(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
         return Gone(row.run_id)
     message = f"WorkflowRun {seen.namespace}/{seen.name} was deleted"
     return Gone(row.run_id, (_cancel(row.run_id, "deleted", reason="Deleted", message=message),))
+
+
+def _of_left(seen: Seen, row: ResourceRow, rules: Rules) -> Intent:
+    """It may only have left the watch's selector, with its last change: that of an object that is gone changes nothing."""
+    with contextlib.suppress(ValueError):
+        if seen.spec and (wishes := wishes_of(WorkflowRunSpec.model_validate(seen.spec), rules)) != row.wishes:
+            return Change(row.run_id, wishes)
+    return Nothing()
 
 
 def _messages(seen: Seen, before: Wishes, now: Wishes) -> tuple[Message, ...]:
