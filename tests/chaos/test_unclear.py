@@ -28,31 +28,31 @@ QUICK = RetryPolicy(max_attempts=5, initial_interval=timedelta(milliseconds=20))
 done: Counter[str] = Counter()
 
 
-@activity(retry=QUICK)
+@activity(retry=QUICK, name="unclear.step")
 async def step(label: str) -> str:
     done[label] += 1
     return label
 
 
-@activity(retry=QUICK)
+@activity(retry=QUICK, name="unclear.flaky")
 async def flaky(label: str) -> None:
     done[label] += 1
     if done[label] == 1:
         raise ConnectionError("not yet")
 
 
-@activity(retry=QUICK)
+@activity(retry=QUICK, name="unclear.reserve")
 async def reserve(label: str) -> str:
     done[label] += 1
     return label
 
 
-@reserve.compensate(retry=QUICK)
+@reserve.compensate(retry=QUICK, name="unclear.release")
 async def release(label: str) -> None:
     done[f"un{label}"] += 1
 
 
-@workflow
+@workflow(name="unclear.ship")
 async def ship(label: str) -> str:
     await step(f"{label} first")
     await flaky(f"{label} flaky")
@@ -61,7 +61,7 @@ async def ship(label: str) -> str:
     return label
 
 
-@workflow
+@workflow(name="unclear.hold")
 async def hold(label: str) -> None:
     await reserve(f"{label} reserved")
     await asyncio.sleep(3600)
