@@ -119,6 +119,24 @@ def test_a_call_that_is_dropped_fails_the_run() -> None:
     assert isinstance(error_of(flow), NeverAwaitedError)
 
 
+def test_a_call_that_is_dropped_among_very_many_is_found() -> None:
+    """A part of them is looked at in each step, and all of them at the end."""
+
+    @workflow(name="dropped among many")
+    async def flow() -> None:
+        kept = [step(f"{number}") for number in range(1000)]
+        del kept[500]
+        for each in kept[:10]:
+            await each
+
+    replay = run_to_end(flow)
+    replay.discard()  # closes those that were kept
+
+    assert replay.outcome is not None
+    assert replay.outcome.failure is not None
+    assert isinstance(failure.decode(replay.outcome.failure), NeverAwaitedError)
+
+
 def test_a_call_may_be_awaited_later() -> None:
     @workflow(name="later")
     async def flow() -> int:

@@ -1,9 +1,12 @@
 """Calls of activities that are made and not yet awaited: one that is dropped would never run, and nobody would know."""
 
-import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Coroutine
+from itertools import islice
 from typing import Any, Final
+
+LOOKS_A_STEP_MAX: Final = 256  # else a step would cost more the more calls are kept
 
 
 class Call:
@@ -22,7 +25,7 @@ class Calls:
     """The calls of one run that have not begun."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, tuple[str, Coroutine[Any, Any, Any]]] = {}
+        self.waiting: OrderedDict[int, tuple[str, Coroutine[Any, Any, Any]]] = OrderedDict()
         self._made = 0
 
     def track(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Call:
@@ -30,10 +33,16 @@ class Calls:
         self.waiting[self._made] = (name, coroutine)
         return Call(self, self._made)
 
-    def dropped(self) -> str | None:
-        """The name of a call whose coroutine nobody holds but this list, so that nobody can await it any more."""
-        for key, (name, coroutine) in list(self.waiting.items()):
-            if inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
+    def dropped(self, *, looks_max: int | None = None) -> str | None:
+        """The name of a call whose coroutine nobody holds but this list, so that nobody can await it any more.
+
+        Args:
+            looks_max: look at so many, and at others the next time; None for all.
+        """
+        for key in list(islice(self.waiting, looks_max)):
+            name, coroutine = self.waiting[key]
+            self.waiting.move_to_end(key)
+            if coroutine.cr_frame is None:  # type: ignore[attr-defined]  # closed by whoever held it
                 del self.waiting[key]
             elif _references(coroutine) <= _OURS:
                 del self.waiting[key]

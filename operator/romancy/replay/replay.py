@@ -290,13 +290,18 @@ class Replay:
 
     def _run(self) -> None:
         self.loop.run_ready()
-        if not self.root.done() and (dropped := self._calls.dropped()) is not None and self.failure is None:
-            self.failure = NeverAwaitedError(dropped)
-            if not self.is_closing:
-                self.root.cancel()
-                self.loop.run_ready()
+        if not self.root.done() and self.failure is None:
+            self._refuse_dropped()
         if self.root.done() and self.outcome is None:
             self.outcome = self.root.result()
+
+    def _refuse_dropped(self) -> None:
+        if (dropped := self._calls.dropped(looks_max=calls.LOOKS_A_STEP_MAX)) is None:
+            return
+        self.failure = NeverAwaitedError(dropped)
+        if not self.is_closing:
+            self.root.cancel()
+            self.loop.run_ready()
 
     def _deliver(self, entry: Entry) -> None:
         match entry.kind:
