@@ -3,6 +3,7 @@
 A subclass gives the fixtures `store`, `hands` (registers a worker) and `rewind` (lets the store's time pass).
 """
 
+import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -485,7 +486,7 @@ class StoreConformance:
             (Phase.WAITING, {MessageKind.CANCEL, MessageKind.SUSPEND, MessageKind.RESUME}),
             (Phase.SUSPENDED, {MessageKind.CANCEL, MessageKind.RESUME}),
             (Phase.COMPENSATING, set()),  # it waits for a retry, which nothing hurries
-            (Phase.PENDING, {MessageKind.CANCEL}),  # delayed
+            (Phase.PENDING, set()),  # delayed; a cancel ends it
             (Phase.BLOCKED, set()),
         ],
     )
@@ -510,8 +511,30 @@ class StoreConformance:
         assert await worker.claim_ids() == ([run_id] if kind in woken_by else [])
         run = await store.read_run(run_id)
         assert run is not None
-        if kind not in woken_by and parked_as is not Phase.BLOCKED:
+        if parked_as is Phase.PENDING and kind is MessageKind.CANCEL:
+            assert run.phase is Phase.CANCELLED
+        elif kind not in woken_by and parked_as is not Phase.BLOCKED:
             assert run.wake_at == later
+
+    async def test_a_cancelled_run_that_nobody_has_taken_ends_at_once(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        """No worker may ever have its workflow; one that has been taken is its worker's to end."""
+        worker = await hands()
+        taken = (await worker.started()).run_id
+        waiting = a_new_run(workflow="nobody-has-it", is_resource=True)
+        await store.start_runs([waiting])
+        said = json.dumps({"reason": "Deleted", "message": "its object is gone"})
+
+        await store.send([a_message(each, kind=MessageKind.CANCEL, payload=said) for each in (taken, waiting.id)])
+
+        run, other = await store.read_run(waiting.id), await store.read_run(taken)
+        assert run is not None
+        assert other is not None
+        assert (run.phase, run.reason, run.message) == (Phase.CANCELLED, "Deleted", "its object is gone")
+        assert run.finished_at is not None
+        assert other.phase is Phase.RUNNING
+        assert [each.run.id for each in await store.take_unmirrored(hold_seconds=60, limit=10)] == [waiting.id]
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
