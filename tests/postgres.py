@@ -58,9 +58,29 @@ class Server:
     """A running server. `databases` counts what was made on it, `free` are migrated ones that nobody uses now."""
 
     port: int
-    pid: int
+    user: str | None
+    directory: Path
+    command: list[str]
     databases: int = 0
     free: list[str] = field(default_factory=list)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start it, the first time or after `stop`; returns when it takes connections."""
+        with (self.directory / "log").open("wb") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.directory, user=self.user)
+        _await_ready(self.process, self.port, self.directory / "log")
+
+    def stop(self, number: signal.Signals) -> None:
+        """SIGINT ends every session and shuts down, SIGQUIT crashes it, SIGKILL lets nobody say a word."""
+        process, self.process = self.process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
@@ -113,42 +133,17 @@ def server(binaries: Path, **options: str) -> Iterator[Server]:
     if user is not None:
         shutil.chown(directory, user)
     data, port = directory / "data", _free_port()
-    process: subprocess.Popen[bytes] | None = None
+    initdb = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "--no-sync"]
+    settings = {"max_connections": "200", "shared_buffers": "64MB", "deadlock_timeout": "200ms", **options}
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    command = [binaries / "postgres", "-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", *arguments]
+    running = Server(port, user=user, directory=directory, command=[str(part) for part in command])
     try:
-        _run(
-            user,
-            binaries / "initdb",
-            "-D",
-            data,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "utf8",
-            "--locale=C",
-            "--no-sync",
-        )
-        settings = {"max_connections": "200", "shared_buffers": "64MB", "deadlock_timeout": "200ms", **options}
-        arguments = [f"--{name}={value}" for name, value in settings.items()]
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [binaries / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", *arguments],
-                stdout=log,
-                stderr=log,
-                cwd=directory,
-                user=user,
-            )
-        _await_ready(process, port, directory / "log")
-        yield Server(port=port, pid=process.pid)
+        _run(user, *initdb)
+        running.start()
+        yield running
     finally:
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)  # fast: ends sessions, writes what is to be written
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        running.stop(signal.SIGINT)  # fast: ends sessions, writes what is to be written
         shutil.rmtree(directory, ignore_errors=True)
 
 

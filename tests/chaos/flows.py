@@ -107,3 +107,23 @@ async def block_the_loop() -> None:
 async def blocks_once() -> str:
     await block_the_loop()
     return "went on"
+
+
+STEPS = 4
+
+
+@activity(retry=QUICK)
+async def pace(number: int) -> int:
+    await asyncio.sleep(0.02)
+    write_down(f"pace {number}")
+    return number
+
+
+@workflow
+async def paced(number: int) -> list[int]:
+    """Activities and timers in turn, for some seconds."""
+    done = []
+    for step in range(STEPS):
+        done.append(await pace(number * 10 + step))
+        await asyncio.sleep(0.8)
+    return done

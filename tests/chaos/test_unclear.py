@@ -126,7 +126,7 @@ async def a_dead_worker_with(client: Client, label: str) -> Hands:
     """It has claimed a run, and gives no sign of life."""
     await client.start(ship.options(id=label), label)
     dead = await Hands.of(
-        client.store, ttl_seconds=0.1, workflows={"ship": ship.signature.form}, python=python_minor(), name="dead"
+        client.store, ttl_seconds=0.1, workflows={ship.name: ship.signature.form}, python=python_minor(), name="dead"
     )
     assert len(await dead.claim()) == 1
     await dead.journal.close()

@@ -75,7 +75,8 @@ class Mirror:
             is_owed = True
         elif seen.is_gone or (seen.phase in DONE and not is_owed):
             # A write whose answer was lost makes a finished run leave the watch, and must be written again as it was.
-            if seen.uid not in self._failures:
+            # Whether it is lost may not be known yet: the write itself forgets when it has been answered.
+            if seen.uid not in self._failures and ended_with is None:
                 self._forget(seen.uid)
             return
         self._generations[seen.uid] = seen.generation

@@ -387,7 +387,8 @@ class Worker:
         try:
             left = await execution.run()
         except (WorkerFencedError, StoreUnavailableError) as error:
-            LOG.error("runs_lost", run_id=str(execution.run_id), reason=error.reason, error=error.message)
+            if not self._life_ended.is_set():  # one line for all: there may be hundreds of them
+                LOG.error("runs_lost", runs=len(self._tasks), reason=error.reason, error=error.message)
             self._life_ended.set()
         except RomancyError as error:
             LOG.error("run_dropped", run_id=str(execution.run_id), reason=error.reason, error=error.message)
