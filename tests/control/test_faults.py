@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from aiohttp import web
@@ -206,10 +207,13 @@ async def test_two_leaders_at_once_do_what_one_does(
             for name in ("one", "two")
         ]
         for name in names:
-            create(cluster, namespace, a_run(name, cancel=name == "run-0"))
+            create(cluster, namespace, a_run(name))
         claims: list[Claim] = []
         while len(claims) < len(names):
             claims += await eventually(hands.claim, "runs are due")
+        change(cluster, namespace, "run-0", cancel=True)  # later than the claim: one that nobody has taken ends at once
+        cancelled = UUID(read(cluster, namespace, "run-0")["metadata"]["uid"])
+        await eventually(lambda: store.read_inbox(cancelled, 0), "the cancel is sent")
         for name in names[:5]:
             delete(cluster, namespace, name)
         deleted = {str(claim.run_id) for claim in claims} - {

@@ -71,7 +71,8 @@ async def test_each_statement_of_control_fails_once(
         for name in deleted:
             assert [row.source for row in await store.read_inbox(uids[name], 0)] == ["resource:deleted"]
         for name in kept:
-            assert await store.read_inbox(uids[name], 0) == []
+            # A comparison by a new leader can't know whether the change was to resume it, and says so once more.
+            assert {row.source for row in await store.read_inbox(uids[name], 0)} <= {"resource:resume:2"}
             assert (await store.read_resources([uids[name]]))[uids[name]].wishes.ttl_seconds == 600
             assert read(cluster, namespace, name)["status"]["output"] == "done"
             run = await store.read_run(uids[name])
