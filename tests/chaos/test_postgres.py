@@ -22,7 +22,7 @@ from tests.chaos.fleet import Fleet, Process, all_holds
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 RUNS = 200
-AWAY_SECONDS = float(os.environ.get("AWAY_SECONDS", "12"))  # `AWAY_SECONDS=60 make chaos` for the whole minute
+AWAY_SECONDS = float(os.environ.get("AWAY_SECONDS", "12"))  # 60 for the whole minute
 LINES_A_SECOND = 4
 """Of one process while the database is away: the lease, the claims, the journal and the wake-ups each say so, with backoff."""
 
