@@ -70,7 +70,8 @@ class WorkerSettings(_Part):
     parked_max: Annotated[int, Field(ge=0)] = 200
     """Recently parked runs that are kept in memory to save their replay."""
     payload_bytes_max: Annotated[int, Field(ge=1024)] = 1024 * 1024
-    """The largest input, result or argument."""
+    """The largest input and activity result. What workflow code hands over (arguments, its output) may always have 1 MiB:
+    whether code is refused must not depend on a setting, or it would not replay."""
     history_entries_max: Annotated[int, Field(ge=10)] = 50_000
     drain_seconds: Annotated[float, Field(ge=0)] = 30
     """How long activities may take to end after SIGTERM; everything else is handed over at once."""
