@@ -247,11 +247,11 @@ def kubernetes(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     binary = plane.cached_binary()
     if shutil.which("go") or binary.exists():
         once = "" if binary.exists() else ", built once (about 4 minutes on two cores)"
-        say(f"Kubernetes: etcd, API server, controllers and kubectl{once}")
+        say(f"Kubernetes: etcd, API server and controllers{once}")
         plane.build()
         running = plane.ControlPlane.start(folder / "kube")
         try:
-            yield running.kubeconfig, [str(binary), "kubectl"]
+            yield running.kubeconfig, plane.kubectl()
         finally:
             running.stop()
     elif shutil.which("kind") and shutil.which("kubectl") and _docker_runs():

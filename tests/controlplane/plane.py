@@ -42,9 +42,21 @@ class PlaneError(RuntimeError):
 
 def cached_binary() -> Path:
     """Where the binary of these sources belongs, built or not."""
-    digest = hashlib.sha256(b"".join((MODULE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")))
+    sources = ("go.mod", "go.sum", "main.go", "kubectl.go")
+    digest = hashlib.sha256(b"".join((MODULE / name).read_bytes() for name in sources))
+    digest.update(tags().encode())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "romancy" / "kube" / digest.hexdigest()[:16] / "controlplane"
+
+
+def tags() -> str:
+    """What is built in beside the control plane: kubectl (a minute more) only where the machine has none."""
+    return "" if shutil.which("kubectl") else "kubectl"
+
+
+def kubectl() -> list[str]:
+    """The command: the machine's own, or the one that was built in."""
+    return [found] if (found := shutil.which("kubectl")) else [str(cached_binary()), "kubectl"]
 
 
 def build() -> Path:
@@ -65,7 +77,7 @@ def _compile(binary: Path) -> None:
         raise PlaneError("the local control plane is built with Go (1.25 or newer), and there is no `go` in PATH")
     print("building etcd and Kubernetes for tests; once a machine, 3 to 5 minutes on two cores", file=sys.stderr)
     unfinished = binary.with_name(f"controlplane.{os.getpid()}")
-    command = [go, "build", "-v", "-trimpath", "-ldflags", LINKER_FLAGS, "-o", str(unfinished), "."]
+    command = [go, "build", "-v", "-trimpath", "-tags", tags(), "-ldflags", LINKER_FLAGS, "-o", str(unfinished), "."]
     began = shown = time.monotonic()
     tail: list[str] = []
     with subprocess.Popen(

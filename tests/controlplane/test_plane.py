@@ -15,7 +15,7 @@ def test_the_binary_is_kept_by_its_sources(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     here = plane.cached_binary()
     monkeypatch.setattr(plane, "MODULE", tmp_path)
-    for name in ("go.mod", "go.sum", "main.go"):
+    for name in ("go.mod", "go.sum", "main.go", "kubectl.go"):
         (tmp_path / name).write_text(name)
 
     there = plane.cached_binary()
