@@ -260,9 +260,31 @@ class StoreConformance:
         claims = [await worker.started() for _ in range(3)]
         in_hand = {claims[0].run_id: claims[0].number, claims[1].run_id: claims[1].number + 1}
 
-        unseen = await store.unseen_claims(worker.id, in_hand)
+        poll = await store.poll(worker.id, in_hand)
 
-        assert sorted(unseen, key=str) == sorted(claims[1:], key=str)
+        assert sorted(poll.unseen, key=str) == sorted(claims[1:], key=str)
+
+    async def test_a_poll_tells_what_there_is_to_claim(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker, other = await hands(), await hands(build_id="other")
+        nothing = await store.poll(worker.id, {})
+        claim = await worker.started()
+        start_at = await store.now() + timedelta(hours=1)
+        await store.start_runs([a_new_run(start_at=start_at), a_new_run(start_at=start_at + timedelta(hours=1))])
+        await store.start_runs([a_new_run(workflow="unknown")])
+        await worker.write(claim, then=Block("NonDeterminism", "", "build-1"))
+
+        mine, theirs = await store.poll(worker.id, {}), await store.poll(other.id, {})
+
+        assert (nothing.unseen, nothing.due_at, nothing.has_blocked) == ((), None, False)
+        assert (mine.unseen, mine.due_at, mine.has_blocked) == ((), start_at, False)
+        assert (theirs.due_at, theirs.has_blocked) == (start_at, True)
+        assert nothing.now <= mine.now <= theirs.now < start_at
+        await rewind(3601)
+        later = await store.poll(worker.id, {})
+        assert later.due_at is not None
+        assert later.due_at <= later.now
 
     # --- the journal --------------------------------------------------------------------------------------------------
 
@@ -374,7 +396,7 @@ class StoreConformance:
         [again] = await heir.claim()
 
         assert (again.run_id, again.number, again.lost_count) == (claim.run_id, 2, 0)
-        assert await store.unseen_claims(worker.id, {}) == []
+        assert (await store.poll(worker.id, {})).unseen == ()
 
     async def test_who_let_a_run_go_can_change_it_no_more(self, store: StoreWithJournal, hands: Register) -> None:
         worker = await hands()
@@ -559,14 +581,19 @@ class StoreConformance:
         worker, alive = await hands(ttl_seconds=5), await hands(ttl_seconds=50)
         await rewind(10)
 
-        assert await store.seconds_since_burial_check() >= 10
+        seen = await store.renew_lease(alive.id, ttl_seconds=50)
+        assert seen.is_ours
+        assert seen.expired == (worker.id,)
+        assert seen.burial_check_seconds >= 10
         assert await store.expired_workers() == [worker.id]
-        assert await store.seconds_since_burial_check() < 10
-        assert await store.renew_lease(worker.id, ttl_seconds=5)
+        renewed = await store.renew_lease(worker.id, ttl_seconds=5)
+        assert renewed.is_ours
+        assert renewed.expired == ()
+        assert renewed.burial_check_seconds < 10
         assert await store.expired_workers() == []
         assert not any(row.is_expired for row in await store.list_workers())
         assert await store.bury_worker(worker.id) == await store.bury_worker(alive.id) == []
-        assert await store.renew_lease(worker.id, ttl_seconds=5)
+        assert (await store.renew_lease(worker.id, ttl_seconds=5)).is_ours
 
     async def test_a_buried_worker_can_write_no_more(self, store: StoreWithJournal, hands: Register) -> None:
         """I2: a fenced worker's write changes nothing."""
@@ -587,7 +614,7 @@ class StoreConformance:
             await zombie.claim()
         with pytest.raises(WorkerFencedError):
             await store.claim_blocked(zombie.id, limit=1)
-        assert not await store.renew_lease(zombie.id, ttl_seconds=5)
+        assert not (await store.renew_lease(zombie.id, ttl_seconds=5)).is_ours
         assert await store.bury_worker(zombie.id, even_if_alive=True) == []
         assert await store.read_history(claim.run_id) == [an_entry(1)]
 

@@ -26,7 +26,7 @@ HOT = {
     "read_inboxes": (SQL.read_inboxes(run_ids=[uuid4()], afters=[0]), {"inbox_pkey"}),
     "read_attempts": (SQL.read_attempts(run_ids=[uuid4()]), {"attempt_pkey"}),
     "read_begun": (SQL.read_begun(run_ids=[uuid4()]), {"due_pkey", "run_pkey"}),
-    "unseen_claims": (SQL.unseen_claims(worker_id=1, run_ids=[], claims=[]), {"due_held"}),
+    "poll": (SQL.poll(worker_id=1, run_ids=[], claims=[]), {"due_held", "due_claim", "due_blocked"}),
     "free_runs": (
         SQL.free_runs(worker_id=1, losses_max=5, build_id="b", message="%s", due_channel="d", mirror_channel="m"),
         {"due_held", "due_pkey", "mirror_pkey"},
@@ -52,7 +52,7 @@ HOT = {
     "read_runs": (SQL.read_runs(ids=[uuid4()]), {"run_pkey", "due_pkey"}),
     "renew_lease": (SQL.renew_lease(worker_id=1, ttl_seconds=1.0), {"worker_pkey"}),
 }
-SCANNED = {"worker"}  # some ten rows
+SCANNED = {"worker", "burial_check"}  # some ten rows, and one
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -385,7 +385,7 @@ async def test_two_begins_of_one_run_at_once_are_one(
     _, answer = await begin
     assert not answer.began
     assert await store.read_history(run.id) == [an_entry(1)]
-    assert [claim.run_id for claim in await store.unseen_claims(first.id, {})] == [run.id]
+    assert [claim.run_id for claim in (await store.poll(first.id, {})).unseen] == [run.id]
 
 
 class TestLostAnswers:
@@ -464,7 +464,7 @@ class TestLostAnswers:
         answer = await future
 
         assert not answer.stays
-        assert [each.number for each in await store.unseen_claims(worker.id, {})] == [again.number] == [2]
+        assert [each.number for each in (await store.poll(worker.id, {})).unseen] == [again.number] == [2]
 
     async def test_a_lost_claim_is_found(self, store: PostgresStore, through: tuple[Proxy, Hands]) -> None:
         proxy, worker = through
@@ -479,7 +479,7 @@ class TestLostAnswers:
 
         with pytest.raises(StoreUnavailableError):
             await claiming
-        [unseen] = await worker.store.unseen_claims(worker.id, {})
+        [unseen] = (await worker.store.poll(worker.id, {})).unseen
         assert (unseen.run_id, unseen.number) == (run.id, 1)
 
     async def test_an_idle_worker_says_nothing(self, through: tuple[Proxy, Hands]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.errors import RunCancelledError, RunExistsError, StoreUnavailableError
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import Phase
-from romancy.store.interface import Claim, ClaimedRun, NewWorker, WorkerId
+from romancy.store.interface import Claim, ClaimedRun, NewWorker, Renewal, WorkerId
 from romancy.store.postgres import PostgresStore
 from romancy.worker.worker import Worker
 from tests.worker.doubles import Engine, settle, until
@@ -63,9 +64,8 @@ async def test_one_that_learns_by_a_claim_that_it_was_buried_registers_anew(data
     """In its first life as in any other, whether the lease's thread learns of it before or not."""
 
     class Unaware(PostgresStore):
-        async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> bool:
-            await super().renew_lease(worker_id, ttl_seconds=ttl_seconds)
-            return True
+        async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> Renewal:
+            return replace(await super().renew_lease(worker_id, ttl_seconds=ttl_seconds), is_ours=True)
 
     async with working(database, Unaware) as (worker, client):
         for _ in range(2):

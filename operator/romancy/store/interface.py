@@ -61,6 +61,38 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to a worker's sign of life; it carries what whoever buries in the leader's absence has to know.
+
+    Attributes:
+        is_ours: False: this worker has been buried.
+        expired: other workers that have given no sign of life for too long, longest first.
+        burial_check_seconds: how long ago `expired_workers` was last asked by anybody: if long, the leader is away.
+    """
+
+    is_ours: bool
+    expired: tuple[WorkerId, ...]
+    burial_check_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What the slow poll finds, of one moment.
+
+    Attributes:
+        now: the database's clock.
+        unseen: runs that are this worker's by the row, but not in its hands: the answer of their claim was lost.
+        due_at: the earliest time at which a run that it could claim is due; in the past if one is due already.
+        has_blocked: `claim_blocked` would find something.
+    """
+
+    now: datetime
+    unseen: tuple[Claim, ...]
+    due_at: datetime | None
+    has_blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedRun:
     """What a claimed run is replayed from: read by statements of their own, after the claim."""
 
@@ -271,9 +303,7 @@ class Store(Protocol):
 
     # workers
     async def register_worker(self, worker: NewWorker, *, ttl_seconds: float) -> WorkerId: ...
-    async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> bool:
-        """False: this worker has been buried."""
-        ...
+    async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> Renewal: ...
 
     async def drain_worker(self, worker_id: WorkerId) -> None: ...
     async def expired_workers(self) -> list[WorkerId]: ...
@@ -286,9 +316,6 @@ class Store(Protocol):
         ...
 
     async def list_workers(self) -> list[WorkerRow]: ...
-    async def seconds_since_burial_check(self) -> float:
-        """How long ago `expired_workers` was last asked by anybody: if long, the leader is away."""
-        ...
 
     # claims
     async def claim_runs(self, worker_id: WorkerId, *, limit: int) -> list[Claim]:
@@ -300,8 +327,8 @@ class Store(Protocol):
         ...
 
     async def read_claimed(self, claims: Sequence[Claim]) -> list[ClaimedRun]: ...
-    async def unseen_claims(self, worker_id: WorkerId, in_hand: Mapping[UUID, int]) -> list[Claim]:
-        """Runs that are this worker's by the row, but not in its hands: the answer of their claim was lost."""
+    async def poll(self, worker_id: WorkerId, in_hand: Mapping[UUID, int]) -> Poll:
+        """All that the slow poll wants to know, in one statement: an idle worker costs nearly nothing."""
         ...
 
     async def next_due_at(self, worker_id: WorkerId) -> datetime | None:

@@ -7,7 +7,7 @@ import asyncpg
 
 from romancy.base import log
 from romancy.errors import StoreUnavailableError
-from romancy.store.interface import NewWorker, WorkerId, WorkerRow
+from romancy.store.interface import NewWorker, Renewal, WorkerId, WorkerRow
 from romancy.store.notify import due_channel, mirror_channel
 from romancy.store.pool import Connected, application_name, unavailable_as_ours
 from romancy.store.queries import SQL
@@ -44,9 +44,10 @@ class Workers(Connected):
         )
         return int(first["worker_id"])
 
-    async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> bool:
-        """Live on for so long from now. False: this worker has been buried."""
-        return bool(await self._fetch(SQL.renew_lease(worker_id=worker_id, ttl_seconds=ttl_seconds)))
+    async def renew_lease(self, worker_id: WorkerId, *, ttl_seconds: float) -> Renewal:
+        """Live on for so long from now, unless this worker has been buried."""
+        row = await self._fetch_one(SQL.renew_lease(worker_id=worker_id, ttl_seconds=ttl_seconds))
+        return Renewal(row["is_ours"], tuple(row["expired"]), row["burial_check_seconds"])
 
     async def drain_worker(self, worker_id: WorkerId) -> None:
         """Show that this worker is about to end."""
@@ -55,10 +56,6 @@ class Workers(Connected):
     async def expired_workers(self) -> list[WorkerId]:
         """Who has given no sign of life for too long, longest first; notes that somebody has looked."""
         return [row["id"] for row in await self._fetch(SQL.expired_workers())]
-
-    async def seconds_since_burial_check(self) -> float:
-        """How long ago `expired_workers` was last asked by anybody: if long, the leader is away."""
-        return float((await self._fetch_one(SQL.seconds_since_burial_check()))["seconds"])
 
     async def workers_of_pod(self, pod_uid: str) -> list[WorkerId]:
         """The workers of one pod; none for an empty uid, which is that of every process outside Kubernetes."""

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,12 +18,23 @@ from romancy.model.command import Outcome
 from romancy.model.history import InboxRow
 from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
-from romancy.store.interface import Begin, Claim, ClaimedRun, Journal, NewWorker, Park, RunWrite, Store, WorkerId
+from romancy.store.interface import (
+    Begin,
+    Claim,
+    ClaimedRun,
+    Journal,
+    NewWorker,
+    Park,
+    Renewal,
+    RunWrite,
+    Store,
+    WorkerId,
+)
 from romancy.store.postgres import PostgresStore
 from romancy.worker import loader
 from romancy.worker.activities import Activities
 from romancy.worker.execution import Execution, Left
-from romancy.worker.lease import Lease
+from romancy.worker.lease import KeepLease, KeptByThread, Lease
 from romancy.worker.wakeups import Alarm, Woken
 
 LOG = log.get(__name__)
@@ -39,10 +51,11 @@ class Worker:
     """One process's part in the execution of runs.
 
     Args:
-        make_store: opens a store; called once in this loop and once in the lease's thread.
+        make_store: opens a store; called once in this loop and once in the loop that keeps the lease.
         workflows: what it offers.
         settings: its options.
         is_leader_expected: somebody else looks for dead workers (control on Kubernetes), unless it is away for long.
+        keep_lease: how; by default in a thread of its own.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class Worker:
         clock: Clock,
         is_leader_expected: bool = False,
         bury_seconds: float = 2.0,
+        keep_lease: KeepLease | None = None,
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
         self.name = worker_name(settings)
@@ -74,6 +88,7 @@ class Worker:
         )
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
+        self._keep_lease = keep_lease or partial(KeptByThread, stuck_seconds=settings.loop_stuck_seconds)
         # The database's clock when ours, which nobody sets, was at that: it does not jump with the machine's.
         self._database_at = (clock.now(), clock.monotonic())
         self._store: PostgresStore
@@ -227,7 +242,8 @@ class Worker:
     async def _life(self, registered: Callable[[], None]) -> None:
         async with self._make_store() as store:
             self._store = store
-            await self._set_clock()
+            asked_at = self._clock.monotonic()
+            self._set_clock(await store.now(), asked_at)
             new = NewWorker(
                 name=self.name,
                 boot_id=uuid4(),
@@ -247,10 +263,10 @@ class Worker:
                 self._make_store,
                 self.id,
                 ttl_seconds=self._settings.lease_seconds,
-                stuck_seconds=self._settings.loop_stuck_seconds,
-                on_lost=self._life_ended.set,
+                clock=self._clock,
                 chores=self._bury_expired,
             )
+            keeper = self._keep_lease(self._lease, self._life_ended.set)
             LOG.info(
                 "worker_registered",
                 worker=self.name,
@@ -268,7 +284,7 @@ class Worker:
                 for task in (filling, ended):
                     task.cancel()
                 await self._drop_all()
-                await self._lease.stop()
+                await keeper.stop()
                 await self._leave(store)
             if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
                 raise error
@@ -300,17 +316,8 @@ class Worker:
     async def _claim(self, woken: Woken) -> None:
         assert self.id is not None
         self._mail_of_others.clear()
-        if woken is Woken.POLL:
-            await self._set_clock()
-            in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
-            self._held_lately.clear()
-            unseen = await self._store.unseen_claims(self.id, in_hand)
-            # A run that was begun here meanwhile is not unseen, also if it has been parked by now.
-            unseen = [claim for claim in unseen if claim.run_id not in self._held_lately]
-            blocked = (
-                await self._store.claim_blocked(self.id, limit=self._free_slots()) if self._free_slots() > 0 else []
-            )
-            await self._take([claim for claim in (*unseen, *blocked) if claim.run_id not in self._executions])
+        if woken is Woken.POLL and not await self._poll(self.id):
+            return
         while (free := self._free_slots()) > 0 and not self.is_draining:
             claims = await self._store.claim_runs(self.id, limit=min(free, CLAIM_MAX))
             await self._take(claims)
@@ -323,6 +330,23 @@ class Worker:
             # Our clock may be a little ahead of the database's: what was due for us may be due for it in a moment.
             due_at = await self._store.next_due_at(self.id)
             self._alarm.set(due_at and max(due_at, self.now() + LOOK_AGAIN))
+
+    async def _poll(self, worker_id: WorkerId) -> bool:
+        """The slow poll, the net under all that wakes. True: there may be runs to claim."""
+        in_hand = {run_id: each.claim_number for run_id, each in self._executions.items()}
+        self._held_lately.clear()
+        asked_at = self._clock.monotonic()
+        poll = await self._store.poll(worker_id, in_hand)
+        self._set_clock(poll.now, asked_at)
+        # A run that was begun here meanwhile is not unseen, also if it has been parked by now.
+        found = [claim for claim in poll.unseen if claim.run_id not in self._held_lately]
+        if poll.has_blocked and (free := self._free_slots()) > 0:
+            found += await self._store.claim_blocked(worker_id, limit=free)
+        await self._take([claim for claim in found if claim.run_id not in self._executions])
+        if self._was_full or (poll.due_at is not None and poll.due_at <= poll.now):
+            return True
+        self._alarm.set(poll.due_at)
+        return False
 
     async def _take(self, claims: Sequence[Claim]) -> None:
         """Execute what was claimed: parked runs that are still in memory from there, others from their history."""
@@ -458,23 +482,19 @@ class Worker:
         self._tasks.clear()
         self._parked.clear()
 
-    async def _set_clock(self) -> None:
-        before = self._clock.monotonic()
-        database = await self._store.now()
-        after = self._clock.monotonic()
+    def _set_clock(self, database: datetime, asked_at: float) -> None:
+        """The database's clock was at that at some time since this worker asked."""
         expected = self.now()
-        self._database_at = (database, (before + after) / 2)
+        self._database_at = (database, (asked_at + self._clock.monotonic()) / 2)
         if abs(self.now() - expected) > CLOCK_STEP:
             for execution in list(self._executions.values()):
                 execution.look()  # it sleeps until a moment that is another one now
 
-    async def _bury_expired(self, store: Store) -> None:
+    async def _bury_expired(self, store: Store, renewal: Renewal) -> None:
         """The safety net: in the lease's thread, when nobody has looked for dead workers for long."""
-        if self._is_leader_expected and await store.seconds_since_burial_check() < 3 * self._bury_seconds:
+        if self._is_leader_expected and renewal.burial_check_seconds < 3 * self._bury_seconds:
             return
-        for worker_id in await store.expired_workers():
-            if worker_id == self.id:
-                continue
+        for worker_id in renewal.expired:
             try:
                 freed = await store.bury_worker(worker_id)
             except RomancyError as error:  # something holds its rows: others must not wait for that

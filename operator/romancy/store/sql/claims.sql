@@ -114,12 +114,43 @@ select run.id, run.namespace, run.name, run.workflow, run.input, due.form, run.l
   from due join run on run.id = due.id
  where due.id = any(:run_ids::uuid[]);
 
--- name: unseen_claims
--- Runs that are this worker's by the row, but not in its hands: the answer of their claim was lost. Index: due_held.
-select due.id, due.claim, due.workflow, due.inbox_version, due.phase, due.lost_count, due.lost_noted
-  from due
- where due.worker_id = :worker_id::bigint
-   and (due.id, due.claim) not in (select hand.id, hand.claim from unnest(:run_ids::uuid[], :claims::integer[]) as hand(id, claim));
+-- name: poll
+-- All that the slow poll wants to know: the clock, when the next run is due that this worker could claim, whether it could
+-- claim a blocked one, and the runs that are its own by the row but not in its hands (the answer of their claim was lost).
+-- Row: at least one; id is null if it has all its runs in its hands.
+-- Index: due_held, due_blocked, and due_claim, one step a pair of priority and queue.
+with recursive used(priority) as (
+    (select due.priority from due where due.wake_at is not null order by due.priority desc limit 1)
+    union all
+    select (select due.priority from due where due.wake_at is not null and due.priority < used.priority
+             order by due.priority desc limit 1)
+      from used where used.priority is not null
+), offered as materialized (
+    select offered.queue, worker.build_id
+      from worker, unnest(worker.workflows) as w(workflow),
+           lateral (values (w.workflow || '/' || worker.python), (w.workflow)) as offered(queue)
+     where worker.id = :worker_id::bigint
+), coming as materialized (
+    select min(found.wake_at) as due_at
+      from used, offered,
+           lateral (select due.wake_at from due
+                     where due.priority = used.priority and due.queue = offered.queue and due.wake_at is not null
+                       and offered.build_id <> all(due.blocked_builds)
+                     order by due.wake_at limit 1) as found
+     where used.priority is not null
+), unseen as (
+    select due.id, due.claim, due.workflow, due.inbox_version, due.phase, due.lost_count, due.lost_noted
+      from due
+     where due.worker_id = :worker_id::bigint
+       and (due.id, due.claim) not in (select hand.id, hand.claim
+                                         from unnest(:run_ids::uuid[], :claims::integer[]) as hand(id, claim))
+)
+select clock_timestamp() as now, coming.due_at,
+       exists (select from offered, lateral (select from due
+                where due.phase = 'Blocked' and due.queue = offered.queue and due.worker_id is null
+                  and offered.build_id <> all(due.blocked_builds) limit 1) as found) as has_blocked,
+       unseen.id, unseen.claim, unseen.workflow, unseen.inbox_version, unseen.phase, unseen.lost_count, unseen.lost_noted
+  from coming left join unseen on true;
 
 -- name: next_due_at
 -- When the next run is due that this worker could claim. Index: due_claim, one step a pair of priority and queue.

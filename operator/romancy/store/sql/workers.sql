@@ -11,11 +11,18 @@ select registered.id, slots.slot from registered, generate_series(0, :slots::int
 returning worker_id;
 
 -- name: renew_lease
--- A sign of life. No row: the worker has been buried. One HOT update, on a row that no flush touches.
-update worker
-   set expires_at = now() + make_interval(secs => :ttl_seconds::float8)
- where id = :worker_id::bigint
-returning id;
+-- A sign of life: one HOT update, on a row that no flush touches; is_ours is false if the worker has been buried. The same
+-- statement tells who else is expired and when anybody last looked, so that an idle worker sends no other for it.
+with renewed as (
+    update worker
+       set expires_at = now() + make_interval(secs => :ttl_seconds::float8)
+     where id = :worker_id::bigint
+    returning id
+)
+select exists (select from renewed) as is_ours,
+       array(select id from worker where expires_at < now() and id <> :worker_id::bigint order by expires_at) as expired,
+       extract(epoch from now() - checked_at)::float8 as burial_check_seconds
+  from burial_check;
 
 -- name: drain_worker
 update worker set is_draining = true where id = :worker_id::bigint;
@@ -26,9 +33,6 @@ with checked as (
     update burial_check set checked_at = now()
 )
 select id from worker where expires_at < now() order by expires_at;
-
--- name: seconds_since_burial_check
-select extract(epoch from now() - checked_at)::float8 as seconds from burial_check;
 
 -- name: workers_of_pod
 -- Index: worker_pod.
