@@ -15,6 +15,7 @@ from romancy import App, Client, RetryPolicy, activity, workflow
 from romancy.base.settings import DatabaseSettings, WorkerSettings, python_minor
 from romancy.errors import RunCancelledError, StoreUnavailableError
 from romancy.model.run import Phase
+from romancy.store.interface import Block
 from tests import postgres
 from tests.chaos.fleet import all_holds
 from tests.proxy import Mode, proxy_to
@@ -132,6 +133,18 @@ async def a_dead_worker_with(client: Client, label: str) -> Hands:
     return dead
 
 
+async def a_run_that_another_build_could_not_go_on_with(client: Client, label: str) -> None:
+    """It is Blocked, and waits for a build that can."""
+    await client.start(ship.options(id=label), label)
+    old = await Hands.of(
+        client.store, workflows={ship.name: ship.signature.form}, python=python_minor(), build_id="old"
+    )
+    [claim] = await old.claim()
+    await old.write(claim, then=Block("NonDeterminism", "", "old"))
+    await old.journal.close()
+    await client.store.bury_worker(old.id, even_if_alive=True)
+
+
 @pytest.mark.parametrize("kind", WORKER)
 async def test_one_statement_fails(postgres_server: postgres.Server, kind: str) -> None:
     """In each way, side by side in databases of their own."""
@@ -148,9 +161,10 @@ async def fails(server: postgres.Server, kind: str, mode: Mode) -> None:
 
 async def some_runs_and_one_fault(database: DatabaseSettings, kind: str, mode: Mode) -> None:
     statement, word = WORKER[kind]
-    labels = [f"{kind}, {mode.value}: {what}" for what in ("orphaned", "begun", "started", "cancelled")]
-    orphaned, begun, started, cancelled = labels
+    labels = [f"{kind}, {mode.value}: {what}" for what in ("blocked", "orphaned", "begun", "started", "cancelled")]
+    blocked, orphaned, begun, started, cancelled = labels
     async with Client(database) as client, proxy_to(database) as (proxy, far):
+        await a_run_that_another_build_could_not_go_on_with(client, blocked)
         await a_dead_worker_with(client, orphaned)
         fault = proxy.fail(mode, statement, word=word)
 
@@ -162,7 +176,7 @@ async def some_runs_and_one_fault(database: DatabaseSettings, kind: str, mode: M
                 await asyncio.sleep(0.01)
             await again(lambda: far_client.handle(cancelled).cancel("enough"))
 
-            for label in (orphaned, begun, started):
+            for label in (blocked, orphaned, begun, started):
                 assert await client.handle(label).result(timeout=15) == label, fault
             with pytest.raises(RunCancelledError, match="enough"):
                 await client.handle(cancelled).result(timeout=15)
@@ -173,8 +187,8 @@ async def some_runs_and_one_fault(database: DatabaseSettings, kind: str, mode: M
                 await fault.landed.wait()
             await all_holds(database)
 
-        expected = {f"{label} {what}": 1 for label in (orphaned, begun, started) for what in ("first", "last")}
-        expected |= {f"{label} flaky": 2 for label in (orphaned, begun, started)}
+        expected = {f"{label} {what}": 1 for label in (blocked, orphaned, begun, started) for what in ("first", "last")}
+        expected |= {f"{label} flaky": 2 for label in (blocked, orphaned, begun, started)}
         expected |= {f"{cancelled} reserved": 1, f"un{cancelled} reserved": 1}
         mine = (f"{kind}, {mode.value}:", f"un{kind}, {mode.value}:")
         assert {what: times for what, times in done.items() if what.startswith(mine)} == expected
