@@ -102,9 +102,11 @@ class PostgresJournal:
 
     # --- one connection -----------------------------------------------------------------------------------------
 
+    def _connect(self) -> EngineConnection:
+        return EngineConnection(self._settings, name=application_name(self._settings, self._worker_id))
+
     async def _run(self, slot: int) -> None:
-        name = application_name(self._settings, self._worker_id)
-        connection = EngineConnection(self._settings, name=name)
+        connection = self._connect()
         try:
             while self._ended is None:
                 if batch := self._take():
