@@ -10,8 +10,7 @@ import contextvars
 import sys
 from asyncio import events, tasks
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Final, Protocol
 
 from romancy.errors import RunDiscarded, StepTooLongError
@@ -122,7 +121,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            if handle.cancelled():
+            if handle._cancelled:  # a call less a turn
                 continue
             self.turns += 1
             if self.turns > TURNS_MAX:
@@ -142,22 +141,9 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Asynchronous generators that have begun and are not exhausted, in order of their first use."""
         return [generator for generator in self._generators.values() if not _is_exhausted(generator)]
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> "_Entered":
         """Be the running loop, whatever ran before, and see first uses of asynchronous generators."""
-        outer = events._get_running_loop()
-        # On Python 3.14 the current task belongs to the thread, and no other may step while it is set.
-        task = tasks._swap_current_task(outer, None) if outer is not None else None  # type: ignore[attr-defined]
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=self._hold, finalizer=_leave)
-        events._set_running_loop(self)
-        try:
-            yield
-        finally:
-            events._set_running_loop(outer)
-            sys.set_asyncgen_hooks(*hooks)
-            if outer is not None:
-                tasks._swap_current_task(outer, task)  # type: ignore[attr-defined]
+        return _Entered(self)
 
     def discard(self) -> list[object]:
         """Close every coroutine and asynchronous generator with this loop current; what they try to do raises RunDiscarded.
@@ -226,7 +212,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]  # typeshed's form needs the callback's own parameters
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, self._context(context))
+        handle = asyncio.Handle(callback, args, self, context if context is not None else self._context(None))
         if not self.is_discarded:  # a future that the `finally` of a dropped run resolves wakes nobody
             self._ready.append(handle)
         return handle
@@ -303,6 +289,29 @@ class RunLoop(asyncio.AbstractEventLoop):
         if given is not None:
             return given
         return contextvars.copy_context() if self.is_running() else self.context.copy()
+
+
+class _Entered:
+    """While it is entered, a run's loop is the running one. A class, for it is entered with each entry of each run."""
+
+    __slots__ = ("_hooks", "_loop", "_outer", "_task")
+
+    def __init__(self, loop: RunLoop) -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        self._outer = outer = events._get_running_loop()
+        # On Python 3.14 the current task belongs to the thread, and no other may step while it is set.
+        self._task = tasks._swap_current_task(outer, None) if outer is not None else None  # type: ignore[attr-defined]
+        self._hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=self._loop._hold, finalizer=_leave)
+        events._set_running_loop(self._loop)
+
+    def __exit__(self, *_: object) -> None:
+        events._set_running_loop(self._outer)
+        sys.set_asyncgen_hooks(*self._hooks)
+        if self._outer is not None:
+            tasks._swap_current_task(self._outer, self._task)  # type: ignore[attr-defined]
 
 
 def new_loop(host: Host, *, monotonic: Callable[[], float], step_seconds_max: float) -> RunLoop:

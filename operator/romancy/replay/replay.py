@@ -296,7 +296,7 @@ class Replay:
             self.outcome = self.root.result()
 
     def _refuse_dropped(self) -> None:
-        if (dropped := self._calls.dropped(looks_max=calls.LOOKS_A_STEP_MAX)) is None:
+        if not self._calls.waiting or (dropped := self._calls.dropped(looks_max=calls.LOOKS_A_STEP_MAX)) is None:
             return
         self.failure = NeverAwaitedError(dropped)
         if not self.is_closing:

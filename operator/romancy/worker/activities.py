@@ -89,6 +89,8 @@ class Activities:
         async with self._async_slots:
             if not may_start():
                 raise _NotStarted
+            if activity.timeout_seconds is None:
+                return await activity.call(arguments), self._now()
             timeout = asyncio.timeout(activity.timeout_seconds)
             try:
                 async with timeout:

@@ -54,6 +54,11 @@ class Open:
     task: "asyncio.Task[Ended] | None" = None
 
     @property
+    def is_waiting(self) -> bool:
+        """It could not be started."""
+        return self.task is None
+
+    @property
     def definition(self) -> Activity[..., Any]:
         assert isinstance(self.command.definition, Activity)
         return self.command.definition
@@ -157,9 +162,8 @@ class Attempts:
         """Start what is durable and due."""
         if not self._waiting or self._host.is_draining or not self._host.may_start_activities():
             return
-        now = self._host.now()
         for each in list(self._waiting.values()):
-            if self._is_startable(each, is_held) and (each.not_before is None or each.not_before <= now):
+            if self._is_startable(each, is_held) and (each.not_before is None or each.not_before <= self._host.now()):
                 self._start(each)
 
     def durable(self, activities: Iterable[Open]) -> None:
@@ -202,9 +206,14 @@ class Attempts:
                 each.is_cancel_asked or self._is_dropped or self.open.get(each.command.number) is not each
             ),
         )
-        each.task = asyncio.create_task(attempt, name=f"activity {each.command.name}")
-        each.task.add_done_callback(lambda task: self._ended(each, task))
         self._running[each.command.number] = self._waiting.pop(each.command.number)
+        # Begun here and now: one that awaits nothing costs no turn of the loop.
+        loop = asyncio.get_running_loop()
+        each.task = asyncio.Task(attempt, loop=loop, name=f"activity {each.command.name}", eager_start=True)
+        if each.task.done():
+            self._ended(each, each.task)
+        else:
+            each.task.add_done_callback(lambda task: self._ended(each, task))
 
     def _ended(self, each: Open, task: "asyncio.Task[Ended]") -> None:
         if self.open.get(each.command.number) is not each:
@@ -263,10 +272,9 @@ class Attempts:
 
     def are_all_in_backoff(self) -> bool:
         """None could be started now."""
-        if not self._waiting:
-            return True
-        now = self._host.now()
-        return all(each.not_before is not None and each.not_before > now for each in self._waiting.values())
+        return all(
+            each.not_before is not None and each.not_before > self._host.now() for each in self._waiting.values()
+        )
 
     def hand_over(self) -> list[Open]:
         """Those that wait for the write that is made now, and for none before it."""
@@ -287,11 +295,13 @@ class Attempts:
         """Until the next could be started; None if none could."""
         if not self._waiting:
             return None
-        now = self._host.now()
         # One that is due was not started just now: the lease is not certain, which comes back soon or never.
         return min(
             (
-                max(LOOK_AGAIN_SECONDS, (each.not_before - now).total_seconds() if each.not_before else 0.0)
+                max(
+                    LOOK_AGAIN_SECONDS,
+                    (each.not_before - self._host.now()).total_seconds() if each.not_before else 0.0,
+                )
                 for each in self._waiting.values()
                 if self._is_startable(each, is_held)
             ),

@@ -68,6 +68,11 @@ class Delivery:
         self._ended_heap: list[Ready] = []
 
     @property
+    def has_any(self) -> bool:
+        """Something lies ready, or will by time alone."""
+        return bool(self._ended or self._mail or self._timers or self.timeout_at)
+
+    @property
     def has_some(self) -> bool:
         """Something besides timers lies ready."""
         return bool(self._ended or self._mail)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Protocol, assert_never
@@ -49,6 +48,7 @@ from romancy.store.interface import (
 )
 from romancy.worker import attempts, waiting
 from romancy.worker.attempts import Attempts, Open
+from romancy.worker.bell import Bell
 from romancy.worker.delivery import Delivery, Ready
 from romancy.worker.writing import RunWasThereError, Writing
 
@@ -116,9 +116,12 @@ class Execution:
         self._replay: Replay | None = None
         self._has_news = False  # in its inbox
         self._mail_again: asyncio.TimerHandle | None = None  # it could not be read
-        self._changed = asyncio.Event()
+        self._bell = Bell()  # something happened that `_advance` has to look at
+        self._is_leaving = False  # it has been asked to let the run go
         self._log = LOG.bind(run_id=str(self.run_id), run=claimed.name, workflow=claimed.workflow)
-        self._writing = Writing(lambda: engine.journal, self.run_id, claim.number if claim else 1, begin, self._act)
+        self._writing = Writing(
+            lambda: engine.journal, self.run_id, claim.number if claim else 1, begin, self._act, self._bell.ring
+        )
         self._delivery = Delivery(
             claimed.inbox,
             delivered=frozenset(entry.inbox for entry in claimed.history if entry.inbox is not None),
@@ -126,7 +129,7 @@ class Execution:
             timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
             timeout_text=f"the run did not end within its timeout of {claimed.timeout_seconds or 0:g} s",
         )
-        self._attempts = Attempts(engine, claimed, self._delivery, self._changed.set, self._log)
+        self._attempts = Attempts(engine, claimed, self._delivery, self._bell.ring, self._log)
 
     # --- the life of an execution -----------------------------------------------------------------------------
 
@@ -154,6 +157,7 @@ class Execution:
         """Take up a parked run that nobody has claimed since: its replay is still good."""
         assert claim.number == self.claim_number + 1
         self._writing.claim = claim.number
+        self._is_leaving = False
         self._phase = claim.phase
         if claim.inbox_version > self._delivery.seen:
             self._has_news = True
@@ -165,11 +169,11 @@ class Execution:
     def has_mail(self) -> None:
         """New rows are in the run's inbox."""
         self._has_news = True
-        self._changed.set()
+        self._bell.ring()
 
     def look(self) -> None:
         """Something about the worker changed: it drains, or is out of time."""
-        self._changed.set()
+        self._bell.ring()
 
     def drop(self) -> None:
         """Put the run out of memory: its code is closed, its activities are cancelled, and nobody sees their results."""
@@ -225,7 +229,9 @@ class Execution:
     async def _advance(self) -> Left | None:
         """Deliver what lies ready, write it, and wait for more."""
         assert self._replay is not None
-        await self._read_mail()
+        self._bell.hush()
+        if self._has_news:
+            await self._read_mail()
         try:
             self._deliver_ready()
         except BlockingError as error:
@@ -257,20 +263,12 @@ class Execution:
         if self._delivery.has_some or self._has_news or seconds == 0:
             await asyncio.sleep(0)  # more lies ready; others are let in between
             return
-        if seconds is None:
-            await self._changed.wait()
-        else:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._changed.wait()
-        self._changed.clear()
+        await self._bell.wait(seconds)
         self._writing.raise_error()
 
     # --- delivery -----------------------------------------------------------------------------------------------
 
     async def _read_mail(self) -> None:
-        if not self._has_news:
-            return
         self._has_news = False
         try:
             self._delivery.add_mail(await self._engine.read_inbox(self.run_id, self._delivery.seen))
@@ -286,7 +284,7 @@ class Execution:
         """One entry at a time, each time running the code until it waits again."""
         replay = self._replay
         assert replay is not None
-        while replay.outcome is None and not self._writing.is_full:
+        while self._delivery.has_any and replay.outcome is None and not self._writing.is_full:
             now = self._engine.now()
             may_hold, is_cancelled = not self._attempts.is_compensating, replay.cancel_reason is not None
             ready = self._delivery.next(now, may_hold=may_hold, is_cancelled=is_cancelled)
@@ -432,7 +430,15 @@ class Execution:
             self.is_suspect = self.is_suspect and not write.entries
             self._attempts.durable(waiting_for_it)
 
-        future = self._writing.submit(failed, then, durable, self._changed.set)
+        def settled() -> None:
+            # Straight from here, without a turn of `_advance`: this is most of what a run does. But not what the code has
+            # given up meanwhile, or what the outside may stop.
+            if not (self._is_leaving or self._has_news or self._writing.has_cancels):
+                self._attempts.start(is_held=self._is_held())
+            if any(each.is_waiting for each in waiting_for_it):
+                self._bell.ring()
+
+        future = self._writing.submit(failed, then, durable, settled)
         if future is not None or self._writing.is_all_written:
             waiting_for_it.extend(self._attempts.hand_over())
         if future is None:
@@ -440,10 +446,12 @@ class Execution:
         return future
 
     async def _write(self, then: LetGo) -> Flushed:
+        self._is_leaving = True
         future = self._submit(then)
         assert future is not None
         flushed = await asyncio.shield(future)
         self._writing.raise_error()
+        self._is_leaving = not flushed.stays
         return flushed
 
     async def _park(self, wait: waiting.Waiting) -> Left | None:

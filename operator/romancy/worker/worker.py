@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
 from typing import Any
@@ -89,8 +89,8 @@ class Worker:
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
         self._keep_lease = keep_lease or partial(KeptByThread, stuck_seconds=settings.loop_stuck_seconds)
-        # The database's clock when ours, which nobody sets, was at that: it does not jump with the machine's.
-        self._database_at = (clock.now(), clock.monotonic())
+        # The database's clock, in seconds since 1970, when ours that nobody sets was at 0: it does not jump with the machine's.
+        self._database_at_zero = clock.now().timestamp() - clock.monotonic()
         self._store: PostgresStore
         self._lease: Lease | None = None
         self._alarm: Alarm
@@ -206,8 +206,7 @@ class Worker:
 
     def now(self) -> datetime:
         """The database's clock, as it was measured last and has gone on since."""
-        moment, monotonic = self._database_at
-        return moment + timedelta(seconds=self._clock.monotonic() - monotonic)
+        return datetime.fromtimestamp(self._database_at_zero + self._clock.monotonic(), UTC)
 
     def may_start_activities(self) -> bool:
         return self._lease is not None and self._lease.is_certain
@@ -485,7 +484,7 @@ class Worker:
     def _set_clock(self, database: datetime, asked_at: float) -> None:
         """The database's clock was at that at some time since this worker asked."""
         expected = self.now()
-        self._database_at = (database, (asked_at + self._clock.monotonic()) / 2)
+        self._database_at_zero = database.timestamp() - (asked_at + self._clock.monotonic()) / 2
         if abs(self.now() - expected) > CLOCK_STEP:
             for execution in list(self._executions.values()):
                 execution.look()  # it sleeps until a moment that is another one now

@@ -33,6 +33,10 @@ class Writing:
         entries, keep, commands: what has gathered; commands are carried out when the write is durable.
         losses_noted: the losses of this claim are among the attempts of the next write.
         error: of the first write that failed.
+
+    Args:
+        act: carries out commands.
+        changed: called when a write failed, or when activities have been cancelled.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Writing:
         claim: int,
         begin: Begin | None,
         act: Callable[[Sequence[Command]], None],
+        changed: Callable[[], None],
     ) -> None:
         self.claim = claim
         self.begin = begin
@@ -50,7 +55,7 @@ class Writing:
         self.keep: Keep | None = None
         self.commands: list[Command] = []
         self.error: BaseException | None = None
-        self._journal, self._run_id, self._act = journal, run_id, act
+        self._journal, self._run_id, self._act, self._changed = journal, run_id, act, changed
         self._in_flight = 0
         self._cancels_in_flight = 0
         self._entries_bytes = 0
@@ -80,13 +85,13 @@ class Writing:
         attempts: Sequence[Attempt],
         then: LetGo | None,
         durable: Callable[[RunWrite], None],
-        changed: Callable[[], None],
+        settled: Callable[[], None],
     ) -> "asyncio.Future[Flushed] | None":
         """Hand over what has gathered; None if there was nothing, and its commands are carried out at once.
 
         Args:
             durable: called when it is, before its commands are carried out.
-            changed: called in any case.
+            settled: called after that.
         """
         commands, self.commands = self.commands, []
         if not (self.begin or self.entries or attempts or self.keep or then or self.losses_noted):
@@ -111,17 +116,22 @@ class Writing:
         def done(future: "asyncio.Future[Flushed]") -> None:
             self._in_flight -= 1
             self._cancels_in_flight -= cancels
-            changed()
             if future.cancelled():
-                return
-            if (error := future.exception()) is not None:
+                self._changed()
+            elif (error := future.exception()) is not None:
                 self.error = self.error or error
                 self.begin = write.begin  # refused with all the rest of it
+                self._changed()
             elif not future.result().began:
                 self.error = self.error or RunWasThereError()
+                self._changed()
             else:
                 durable(write)
-                self._act(commands)
+                if commands:
+                    self._act(commands)
+                if cancels:
+                    self._changed()  # the run may be idle now
+                settled()
 
         future.add_done_callback(done)
         return future
@@ -137,4 +147,4 @@ class Writing:
 
 
 def _has_cancels(commands: Sequence[Command]) -> bool:
-    return any(isinstance(command, CancelActivity) for command in commands)
+    return bool(commands) and any(isinstance(command, CancelActivity) for command in commands)
