@@ -58,6 +58,7 @@ def test_a_healthy_engine() -> None:
         "Ready": ("True", "Ready"),
         "StoreAvailable": ("True", "Available"),
         "Watching": ("True", "Watching"),
+        "Mirroring": ("True", "Mirroring"),
         "RunsOfOthers": ("False", "None"),
     }
     WorkflowEngineStatus.model_validate(status)

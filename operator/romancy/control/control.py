@@ -18,7 +18,7 @@ import kopf
 
 from romancy.base import log
 from romancy.base.settings import Settings, worker_name
-from romancy.control import engine, jobs, loops, pods, runs, startup, ttl
+from romancy.control import engine, jobs, loops, pods, resources, runs, startup, ttl
 from romancy.control.engine import Engine
 from romancy.control.intake import Intake
 from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, path_of
@@ -26,6 +26,7 @@ from romancy.control.leader import Elector
 from romancy.control.mirror import Mirror
 from romancy.control.resources import ENGINES, RUNS
 from romancy.control.runs import Seen
+from romancy.control.startup import PODS
 from romancy.errors import StoreError
 from romancy.store.postgres import PostgresStore
 
@@ -36,7 +37,10 @@ STOP_SECONDS: Final = 15.0
 KINDS_SECONDS: Final = 2.0
 """How often it is asked for kinds that are not there, or not ours to see, yet."""
 KNOWN_SECONDS: Final = 10.0
-"""The mirror waits so long at most for what only the objects know."""
+"""The mirror waits so long at most for what only the objects know, and the first comparison for kopf's watch."""
+STEADY_SECONDS: Final = 60.0
+"""A kopf that has lasted so long is started again at once when it ends."""
+NOT_INSTALLED: Final = "its definition is not installed"
 CLOSE_SECONDS: Final = 3.0
 
 
@@ -123,7 +127,8 @@ class Control:
                 renew_deadline_seconds=control.renew_deadline_seconds,
                 retry_seconds=control.retry_seconds,
             )
-            await elector.run(lambda: self._lead(kube), stop)
+            leading = kube.while_leading(lambda: elector.trusted_until)
+            await elector.run(lambda: self._lead(leading), stop)
 
     async def _lead(self, kube: Kube) -> None:
         self._led(True)
@@ -145,9 +150,12 @@ class Leader:
         self._intake = Intake(kube, runs.Rules.of(settings), self._control, settled=self._mirror.settled)
         self._expiry = ttl.Expiry(kube, self._control, bucket)
         self._engine = Engine(kube, self._control, leader=name)
+        self._engine.unwritten = self._mirror.refused
         self._pods: asyncio.Queue[str] = asyncio.Queue()
         self._store: PostgresStore | None = None
         self._is_first = True
+        self._watches_runs = asyncio.Event()
+        self._unwatched: dict[str, dict[str, str]] = {}  # by kind: path -> why
 
     def _file(self, seen: Seen) -> None:
         self._intake.file(seen)
@@ -204,9 +212,20 @@ class Leader:
         await self._mirror.run(store, wakeups)
 
     async def _compare(self, store: PostgresStore) -> None:
+        if self._is_first:
+            await self._until_watched()
         self._intake.must_compare.clear()
         await self._intake.compare(store, is_first=self._is_first)
         self._is_first = False
+
+    async def _until_watched(self) -> None:
+        """What is deleted after the comparison's list and before kopf's would be seen by neither: so kopf is first."""
+        while not self._watches_runs.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KNOWN_SECONDS):
+                    await self._watches_runs.wait()
+            if NOT_INSTALLED not in self._unwatched.get(RUNS, {}).values():
+                return  # perhaps we may list and not watch
 
     async def _until_comparison(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -220,6 +239,8 @@ class Leader:
             await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid))
 
     async def _show(self, store: PostgresStore) -> None:
+        if NOT_INSTALLED in self._unwatched.get(ENGINES, {}).values():
+            return  # the log says so, and there is no object to say it on; it is shown as soon as there can be one
         await self._engine.show(await self._engine.look(store, self._intake.foreign))
 
     async def _bury_expired(self) -> None:
@@ -238,8 +259,8 @@ class Leader:
         while True:
             await self._until_ours([(RUNS, path_of(RUNS, namespace=each)) for each in namespaces or (None,)])
             registry = runs.registry(self._from_thread(self._intake.file))
-            failures += await self._run_kopf("kopf runs", registry, namespaces)
-            self._intake.must_compare.set()  # what was deleted meanwhile no list of kopf's tells
+            lasted = await self._run_kopf("kopf runs", RUNS, registry, namespaces)
+            failures = 1 if lasted >= STEADY_SECONDS else failures + 1
             await asyncio.sleep(jobs.backoff_seconds(failures))
 
     async def _watch_engine(self) -> None:
@@ -256,12 +277,12 @@ class Leader:
                 tick=self._tick,
                 missed=self._engine_missed,
             )
-            if with_pods := await self._is_ours("pods", pods_path):
+            if with_pods := await self._is_ours(PODS, pods_path):
                 pods.add_handlers(registry, self._from_thread(self._pods.put_nowait))
-            running = asyncio.create_task(self._run_kopf("kopf engine", registry, (own,)))
-            waiting = (
-                {running} if with_pods else {running, asyncio.create_task(self._until_ours([("pods", pods_path)]))}
-            )
+            running = asyncio.create_task(self._run_kopf("kopf engine", ENGINES, registry, (own,)))
+            waiting: set[asyncio.Task[Any]] = {running}
+            if not with_pods:
+                waiting.add(asyncio.create_task(self._until_ours([(PODS, pods_path)])))
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -269,20 +290,57 @@ class Leader:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
             if not running.cancelled():
-                failures += running.result()
+                failures = 1 if running.result() >= STEADY_SECONDS else failures + 1
                 await asyncio.sleep(jobs.backoff_seconds(failures))
 
-    async def _run_kopf(self, name: str, registry: kopf.OperatorRegistry, namespaces: Sequence[str]) -> int:
-        """Returns 1: kopf has ended, which it does only when the API server refuses what it needs."""
+    async def _run_kopf(
+        self, name: str, kind: str, registry: kopf.OperatorRegistry, namespaces: Sequence[str]
+    ) -> float:
+        """Returns after how many seconds kopf has ended: when the API server refuses what it needs, or breaks a watch."""
+        began_at = self._loop.time()
         try:
-            await startup.run_kopf(name, registry, self._control, namespaces=namespaces)
+            await startup.run_kopf(name, registry, self._control, namespaces=namespaces, heard=self._heard_in_thread)
         except startup.KopfStuckError:
             raise
         except Exception as error:
             logger.error("kopf_failed", thread=name, error=repr(error), hint="it is started again")
+            self._note(kind, "", f"its watch has ended, and is begun again: {error!r}")
         else:
             logger.error("kopf_ended", thread=name, hint="it is started again")
-        return 1
+        return self._loop.time() - began_at
+
+    def _heard_in_thread(self, kind: str, path: str, why: str) -> None:
+        self._loop.call_soon_threadsafe(self._heard, kind, path, why)
+
+    def _heard(self, kind: str, path: str, why: str) -> None:
+        """kopf is refused a list or a watch; or it has listed and watches, and no list tells what was deleted before."""
+        self._note(kind, path, why)
+        if why:
+            return
+        self._note(kind, "", "")
+        match kind:
+            case resources.RUNS:
+                self._watches_runs.set()
+                self._intake.must_compare.set()
+            case resources.ENGINES:
+                self._engine.missed()
+            case _:
+                pass  # a pod's lease tells as well
+
+    def _note(self, kind: str, path: str, why: str) -> None:
+        """Keep, for log and status, why a collection is not watched; "": it is."""
+        known = self._unwatched.setdefault(kind, {})
+        if known.get(path, "") == why:
+            return
+        if why:
+            known[path] = why
+            hint = "kubectl apply -f crds/" if why == NOT_INSTALLED else "the engine goes on by itself when it may"
+            logger.warning("kind_not_watched", kind=kind, path=path, why=why, hint=hint)
+        else:
+            del known[path]
+            if not known:
+                logger.info("kind_watched", kind=kind)
+        self._engine.say_unwatched(kind, "; ".join(sorted(set(known.values()))))
 
     async def _tick(self) -> None:
         """In kopf's thread: what needs the store is done in ours."""
@@ -303,18 +361,13 @@ class Leader:
             await asyncio.sleep(KINDS_SECONDS)
 
     async def _is_ours(self, kind: str, path: str) -> bool:
-        """Whether a collection is there for us; if not, the engine's status says why."""
+        """Whether a collection is there for us; if not, log and status say why until it is watched."""
         try:
             await self._kube.call("GET", path, query={"limit": "1"})
         except KUBE_ERRORS as error:
-            why = (
-                "its definition is not installed" if isinstance(error, KubeError) and error.code == 404 else str(error)
-            )
-            if self._engine.unwatched.get(kind) != why:
-                logger.warning("kind_not_watched", kind=kind, why=why, again_in_seconds=KINDS_SECONDS)
-            self._engine.unwatched[kind] = why
+            is_undefined = isinstance(error, KubeError) and error.code == 404
+            self._note(kind, path, NOT_INSTALLED if is_undefined else str(error))
             return False
-        self._engine.unwatched.pop(kind, None)
         return True
 
 

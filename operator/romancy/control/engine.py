@@ -40,6 +40,7 @@ class Health:
     foreign: Mapping[UUID, str] = field(default_factory=dict)
     store_error: str = ""
     unwatched: Mapping[str, str] = field(default_factory=dict)  # kind -> why
+    unwritten: Mapping[str, str] = field(default_factory=dict)  # namespace -> why
 
 
 def status_of(health: Health, before: Json, *, generation: int, now: datetime) -> Json:
@@ -86,12 +87,15 @@ def status_of(health: Health, before: Json, *, generation: int, now: datetime) -
 def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, str, str, str]]:
     away, unwatched = health.store_error, health.unwatched
     blind = "; ".join(f"{kind}: {why}" for kind, why in sorted(unwatched.items()))
+    unwritten = "; ".join(f"in namespace {each}: {why}" for each, why in sorted(health.unwritten.items()))
     if away:
         ready = ("Ready", "False", "StoreUnavailable", away)
     elif not live:
         ready = ("Ready", "False", "NoWorkers", "no worker has a valid lease; start one, or see its logs")
     elif RUNS in unwatched:
         ready = ("Ready", "False", "NotWatching", blind)
+    elif unwritten:
+        ready = ("Ready", "False", "NotMirroring", f"runs go on, but their statuses are old: {unwritten}")
     else:
         ready = ("Ready", "True", "Ready", f"{live} workers with {workflows} workflows")
     if away:
@@ -102,12 +106,16 @@ def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, st
         watching = ("Watching", "False", "NotWatching", blind)
     else:
         watching = ("Watching", "True", "Watching", "all kinds are watched")
+    if unwritten:
+        mirroring = ("Mirroring", "False", "NotMirroring", unwritten)
+    else:
+        mirroring = ("Mirroring", "True", "Mirroring", "statuses of runs are written")
     if others := sorted(set(health.foreign.values())):
         text = f"{len(health.foreign)} runs name another engine ({', '.join(others)[:200]}) and are left alone"
         shared = ("RunsOfOthers", "True", "OtherEngine", text)
     else:
         shared = ("RunsOfOthers", "False", "None", "no run names another engine")
-    return [ready, store, watching, shared]
+    return [ready, store, watching, mirroring, shared]
 
 
 class Engine:
@@ -123,10 +131,19 @@ class Engine:
         self._missed = asyncio.Event()
         self.store_error = ""
         self.unwatched: dict[str, str] = {}
+        self.unwritten: Mapping[str, str] = {}
 
     def missed(self) -> None:
-        """The object was deleted: make it again."""
+        """The object was deleted, or may have been: look, and make it again."""
         self._target = None
+        self._missed.set()
+
+    def say_unwatched(self, kind: str, why: str) -> None:
+        """Show at once why a kind is not watched; "": it is."""
+        if why:
+            self.unwatched[kind] = why
+        else:
+            self.unwatched.pop(kind, None)
         self._missed.set()
 
     async def pause(self) -> None:
@@ -183,11 +200,20 @@ class Engine:
         except StoreError as error:
             self.store_error = error.message
             return self.blind(foreign)
-        return Health(self._leader, workers, backlog, dict(foreign), unwatched=dict(self.unwatched))
+        return self._health(foreign, workers=workers, backlog=backlog)
 
     def blind(self, foreign: Mapping[UUID, str]) -> Health:
         """What is known while the store does not answer."""
-        return Health(self._leader, foreign=dict(foreign), store_error=self.store_error, unwatched=dict(self.unwatched))
+        return self._health(foreign, store_error=self.store_error)
+
+    def _health(self, foreign: Mapping[UUID, str], **known: Any) -> Health:
+        return Health(
+            self._leader,
+            foreign=dict(foreign),
+            unwatched=dict(self.unwatched),
+            unwritten=dict(self.unwritten),
+            **known,
+        )
 
     async def show(self, health: Health) -> None:
         """Write the status if it says something new; counts alone not each time."""

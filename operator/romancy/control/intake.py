@@ -47,9 +47,16 @@ LISTS_MAX: Final = 5
 
 
 class Intake:
-    """Belongs to control's loop. `settled` is called with each object that the store knows now."""
+    """Belongs to control's loop. `settled` is called with each object that the store knows now, and the row before."""
 
-    def __init__(self, kube: Kube, rules: Rules, settings: ControlSettings, *, settled: Callable[[Seen], None]) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        rules: Rules,
+        settings: ControlSettings,
+        *,
+        settled: Callable[[Seen, ResourceRow | None], None],
+    ) -> None:
         self._kube, self._rules, self._settings, self._settled = kube, rules, settings, settled
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
@@ -100,7 +107,7 @@ class Intake:
                 self._waiting.setdefault(seen.uid, seen)
             raise
         for seen, _intent in intents:
-            self._settled(seen)
+            self._settled(seen, rows.get(seen.uid))
         self._told.difference_update(seen.uid for seen in batch)
 
     async def _act(self, store: Store, intents: Sequence[tuple[Seen, Intent]]) -> None:
@@ -112,6 +119,8 @@ class Intake:
             if isinstance(intent, Start | Change | Gone) and seen.uid not in refused
             for message in intent.messages
         ]
+        # An order of a process that stood still must not come after a newer one of another leader: a suspend after the resume.
+        await self._kube.until_trusted()
         if messages:
             await store.send(messages)  # before what says that they were sent
         wishes: dict[UUID, Wishes] = {}

@@ -39,7 +39,12 @@ async def until_done[T](name: str, run_once: Callable[[], Awaitable[T]]) -> T:
             failures += 1
             pause = max(backoff_seconds(failures), retry_after_seconds(error))
             logger.warning(
-                "job_failed", job=name, failures=failures, error=str(error), again_in_seconds=round(pause, 2)
+                "job_failed",
+                job=name,
+                failures=failures,
+                error=str(error),
+                hint=error.hint,
+                again_in_seconds=round(pause, 2),
             )
             await asyncio.sleep(pause)
 

@@ -7,9 +7,9 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import quote
@@ -41,6 +41,12 @@ def engine_version() -> str:
         return "0.dev"
 
 
+HINTS: Final = {
+    401: "the engine's credentials are not taken: see its service account's token, or its kubeconfig",
+    403: "give the engine's service account this right; the engine tries again and needs no restart",
+}
+
+
 class KubeError(RomancyError):
     """The API server said no."""
 
@@ -49,7 +55,7 @@ class KubeError(RomancyError):
     def __init__(
         self, what: str, *, code: int, word: str, text: str, name: str = "", retry_after_seconds: float = 0
     ) -> None:
-        super().__init__(f"{what}: {code} {word}: {text}")
+        super().__init__(f"{what}: {code} {word}: {text}", hint=HINTS.get(code, ""))
         self.code, self.word, self.text = code, word, text
         self.name = name  # of the object that the answer is about
         self.retry_after_seconds: float = retry_after_seconds
@@ -95,6 +101,20 @@ class Kube:
     configuration: Any
     _session: aiohttp.ClientSession
     _agent: str = field(default_factory=lambda: f"romancy/{engine_version()}")
+    _trusted_until: Callable[[], float] | None = None
+
+    def while_leading(self, trusted_until: Callable[[], float]) -> "Kube":
+        """The same for the leader: it writes only before that time of the loop, which a renewal of the Lease puts off."""
+        return replace(self, _trusted_until=trusted_until)
+
+    async def until_trusted(self) -> None:
+        """Return at once if we lead for certain; else never: what waits here is cancelled with the lease.
+
+        A process that was stopped, or starved, goes on in the middle of what it did: it finds out here, and not after a
+        write, that another may lead by now and may have written something newer.
+        """
+        if self._trusted_until is not None and asyncio.get_running_loop().time() >= self._trusted_until():
+            await asyncio.Event().wait()
 
     @classmethod
     @asynccontextmanager
@@ -106,7 +126,7 @@ class Kube:
         """
         configuration = await read_configuration(settings)
         connector = aiohttp.TCPConnector(
-            ssl=_ssl_context(configuration), limit=CONNECTIONS_MAX, keepalive_timeout=60, ttl_dns_cache=30
+            ssl=ssl_context_of(configuration), limit=CONNECTIONS_MAX, keepalive_timeout=60, ttl_dns_cache=30
         )
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
         async with aiohttp.ClientSession(
@@ -137,6 +157,10 @@ class Kube:
             KubeError: the answer is not a 2xx.
             KubeUnavailableError: no answer came in time; it may have been done.
         """
+        if method != "GET":
+            await self.until_trusted()
+        if method != "GET":
+            await self.until_trusted()
         what = f"{method} {path}"
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:
@@ -282,7 +306,9 @@ def _is_missing(error: KubeError, target: Target) -> bool:
     return error.code == 404 and error.name == target.name
 
 
-def _ssl_context(configuration: Any) -> ssl.SSLContext:
+def ssl_context_of(configuration: Any) -> ssl.SSLContext:
+    """What proves the server to us, and us to the server."""
+    """What proves the server to us, and us to the server."""
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
     # A cluster's own authority often lacks what X.509 asks for to the letter, and browsers do not.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -22,6 +22,8 @@ RELEASE_SECONDS: Final = 2.0
 END_SECONDS: Final = 10.0
 """How long the body may take to end. Whatever the leader does twice is done once (I6), so two may overlap so long."""
 BACKOFF_SECONDS_MAX: Final = 30.0
+SAY_AGAIN_SECONDS: Final = 10.0
+"""A Lease that can't be read is tried for each second; the log says it so often, and whenever it is for another reason."""
 STEADY_SECONDS: Final = 60.0
 """A body that has lasted so long is tried again at once when it ends."""
 
@@ -83,6 +85,7 @@ class Elector:
         assert 0 < retry_seconds <= renew_deadline_seconds < lease_seconds
         self.identity = identity
         self.is_leader = False
+        self.trusted_until = 0.0  # time of the loop: until then nobody else can lead. The past while we don't
         self.holder = ""  # as last seen
         self._kube, self._namespace, self._name = kube, namespace, name
         self._lease_seconds = max(1, round(lease_seconds))
@@ -125,15 +128,17 @@ class Elector:
     async def _lead(self, lease: Lease, asked_at: float, body: Callable[[], Awaitable[None]]) -> bool:
         """Run the body while the lease is ours. Returns whether the body ended by itself, and so is to be blamed."""
         self.is_leader = True
+        self.trusted_until = asked_at + self._deadline_seconds
         holding = Holding(lease)
         leading = asyncio.ensure_future(body())
-        renewing = asyncio.create_task(self._renew(holding, asked_at), name="elector renewal")
+        renewing = asyncio.create_task(self._renew(holding), name="elector renewal")
         try:
             await asyncio.wait({leading, renewing}, return_when=asyncio.FIRST_COMPLETED)
             failed = leading.done()
         finally:
             self.is_leader = False
-            is_lost = renewing.done()
+            if is_lost := renewing.done():
+                self.trusted_until = 0.0
             leading.cancel()
             # The lease is renewed until the body has ended, so that nobody else begins before.
             await asyncio.wait({leading}, timeout=self._end_seconds)
@@ -156,7 +161,8 @@ class Elector:
     async def _win(self) -> tuple[Lease, float]:
         """Wait until the lease is free, and take it. Returns it, and when it was asked for."""
         seen: Lease | None = None
-        seen_at = 0.0
+        seen_at = said_at = 0.0
+        said: str | None = None
         while True:
             try:
                 asked_at = self._now()
@@ -174,7 +180,10 @@ class Elector:
                 seen, seen_at = await self._follow(found, seen_at)
             except KUBE_ERRORS as error:
                 if not (isinstance(error, KubeError) and error.code == 409):  # 409: somebody else was faster
-                    logger.warning("lease_unreadable", lease=self._name, error=str(error))
+                    kind = str(error.code) if isinstance(error, KubeError) else error.reason
+                    if kind != said or self._now() >= said_at + SAY_AGAIN_SECONDS:
+                        logger.warning("lease_unreadable", lease=self._name, error=str(error), hint=error.hint)
+                        said, said_at = kind, self._now()
                 await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))
 
     async def _follow(self, seen: Lease, seen_at: float) -> tuple[Lease, float]:
@@ -198,17 +207,17 @@ class Elector:
             await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))
         return seen, seen_at
 
-    async def _renew(self, holding: "Holding", asked_at: float) -> None:
+    async def _renew(self, holding: "Holding") -> None:
         """Renew until the lease is another's, or could not be renewed for the whole deadline; then return."""
-        trusted_until = asked_at + self._deadline_seconds
         while True:
             await asyncio.sleep(self._lease_seconds / 3 if holding.is_fresh else self._retry_seconds)
             asked_at = self._now()
             try:
-                async with asyncio.timeout_at(trusted_until):
+                async with asyncio.timeout_at(self.trusted_until):
                     holding.lease = await self._write(holding.lease, is_new=False)
                 holding.is_fresh = True
-                trusted_until = asked_at + self._deadline_seconds  # from before the call: a late answer tells nothing
+                # From before the call: a late answer tells nothing.
+                self.trusted_until = asked_at + self._deadline_seconds
             except TimeoutError:
                 logger.error("lease_lost", lease=self._name, why="it could not be renewed in time")
                 return

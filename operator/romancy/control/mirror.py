@@ -12,17 +12,22 @@ from romancy.base import log
 from romancy.base.settings import ControlSettings
 from romancy.control import conditions, jobs
 from romancy.control.conditions import Shown, Stalled
-from romancy.control.kube import KUBE_ERRORS, Kube, Target
+from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, Target
 from romancy.control.resources import RUNS
 from romancy.control.runs import DONE, LOST, Seen
 from romancy.model.run import Run
-from romancy.store.interface import Store, Unmirrored, Wakeups
+from romancy.store.interface import ResourceRow, Store, Unmirrored, Wakeups
 
 logger = log.get(__name__)
 
 POLL_SECONDS: Final = 2.0
 """The safety net behind Wakeups.on_mirror."""
 REFUSED_SECONDS_MAX: Final = 60.0
+"""Between two tries of a status that is refused for what it is."""
+FORBIDDEN_SECONDS_MAX: Final = 4.0
+"""Between two tries in a namespace in which no status may be written: one write tells whether that has changed."""
+CONTRADICTED_SECONDS: Final = 2.0
+"""How long a status may say something else than the row, with no write of ours that explains it."""
 WRITTEN_MAX: Final = 5000
 NO_VERSION: Final = 0
 """Of a write that no row owes."""
@@ -36,8 +41,28 @@ class Failure:
     again_at: float
 
 
+@dataclass(slots=True)
+class Refusal:
+    """No status can be written in a namespace: a right or the definition is missing."""
+
+    count: int
+    again_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """A status was seen that says something else than the row."""
+
+    namespace: str
+    since: float
+
+
 class Mirror:
-    """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more."""
+    """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more.
+
+    Attributes:
+        refused: by namespace, why no status is written there.
+    """
 
     def __init__(
         self,
@@ -50,11 +75,15 @@ class Mirror:
         self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
         self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
         self._woken = asyncio.Event()
+        self.refused: dict[str, str] = {}
+        self._refusals: dict[str, Refusal] = {}
+        self._passed_over = 0
         self._failures: dict[UUID, Failure] = {}
         # What a status needs and the row does not have: seen on the objects of open runs, and forgotten at their end.
         self._generations: dict[UUID, int] = {}
         self._stalled: dict[UUID, Stalled] = {}
-        self._owed: set[UUID] = set()
+        self._owed: dict[UUID, str] = {}  # with its namespace
+        self._contradicted: dict[UUID, Contradiction] = {}
         # Marking skips rows that a flush holds: such a version is given again, and need not be written again.
         self._written: OrderedDict[UUID, int] = OrderedDict()
         self._ended: OrderedDict[UUID, int] = OrderedDict()  # the generation that the final status shows
@@ -63,8 +92,14 @@ class Mirror:
         """A status may be owed."""
         self._woken.set()
 
-    def settled(self, seen: Seen) -> None:
-        """The store knows this state of the object: its status may say so."""
+    def settled(self, seen: Seen, row: ResourceRow | None) -> None:
+        """The store knows this state of the object: its status may say so. `row` is what the store knew before."""
+        self._contradicted.pop(seen.uid, None)
+        is_shown = not seen.is_gone and seen.phase != "" and seen.engine == self._settings.engine
+        if is_shown and row is not None and seen.phase != row.phase.value:
+            # Mostly it is only late. But a write of a leader before us may have come after ours, held up on its way; and if
+            # the run has ended, nothing would ever put that right.
+            self._contradicted[seen.uid] = Contradiction(seen.namespace, asyncio.get_running_loop().time())
         # The row of a changed spec may be as it was, and then nothing else would write that the change was seen.
         is_owed = (seen.was_accepted and seen.observed_generation != seen.generation) or seen.reason == LOST
         # An end that was written takes the object out of the watch, with the state before it: a change that was not filed by
@@ -83,7 +118,7 @@ class Mirror:
         if seen.uid not in self._stalled and (found := seen.stalled_since()) is not None:
             self._stalled[seen.uid] = Stalled(*found)
         if is_owed:
-            self._owed.add(seen.uid)
+            self._owed[seen.uid] = seen.namespace
             self.wake()
 
     async def run(self, store: Store, wakeups: Wakeups) -> None:
@@ -107,7 +142,9 @@ class Mirror:
             if count >= self._batch:
                 continue
             now = loop.time()
-            until = min([now + POLL_SECONDS, *(each.again_at for each in self._failures.values())])
+            again_at = [each.again_at for each in self._failures.values()]
+            again_at += [each.again_at for each in self._refusals.values()]
+            until = min([now + POLL_SECONDS, *again_at])
             if look_again_at > now:  # a run that has just begun is held back: look when that is over
                 until = min(until, look_again_at)
             try:
@@ -121,17 +158,24 @@ class Mirror:
         """Write one batch, final states first. Returns how many runs were owed a status."""
         now = asyncio.get_running_loop().time()
         owed = await store.take_unmirrored(
-            hold_seconds=self._settings.status_hold_seconds, limit=self._batch + len(self._failures)
+            hold_seconds=self._settings.status_hold_seconds,
+            limit=self._batch + len(self._failures) + self._passed_over,
         )
-        ready = [
+        due = [
             each for each in owed if each.run.id not in self._failures or self._failures[each.run.id].again_at <= now
-        ][: self._batch]
-        self._owed.difference_update(each.run.id for each in ready)
+        ]
+        if len(owed) < self._batch + len(self._failures) + self._passed_over:
+            self._forget_refusals_of_none(due, now)
+        ready = self._allowed(due, now)[: self._batch]
+        for each in ready:
+            self._owed.pop(each.run.id, None)
         # One that was postponed, and whose status is owed no more, would be waited for in vain.
-        taken = {each.run.id for each in owed} | self._owed
+        taken = {each.run.id for each in owed} | self._owed.keys()
         for run_id in [run_id for run_id, each in self._failures.items() if each.again_at <= now]:
             if run_id not in taken:
                 self._forget(run_id)
+        for run_id in [each for each, seen in self._contradicted.items() if seen.since + CONTRADICTED_SECONDS <= now]:
+            self._owed[run_id] = self._contradicted.pop(run_id).namespace
         ready += await self._generations_owed(store, self._batch - len(ready), now)
         versions: dict[UUID, int] = {}
         at_once = asyncio.Semaphore(self._settings.status_writes_at_once)
@@ -141,7 +185,7 @@ class Mirror:
                 if self._written.get(each.run.id) == each.version or await self._write(each):
                     versions[each.run.id] = each.version
                 elif each.version == NO_VERSION:
-                    self._owed.add(each.run.id)
+                    self._owed[each.run.id] = each.run.namespace
 
         try:
             async with asyncio.TaskGroup() as writing:
@@ -152,13 +196,39 @@ class Mirror:
         await store.mark_mirrored({run_id: version for run_id, version in versions.items() if version != NO_VERSION})
         return len(ready)
 
+    def _allowed(self, due: list[Unmirrored], now: float) -> list[Unmirrored]:
+        """Without those of namespaces in which we may not write; one of each is tried when it is time again."""
+        tried: set[str] = set()
+        allowed: list[Unmirrored] = []
+        for each in due:
+            refusal = self._refusals.get(each.run.namespace)
+            if refusal is None:
+                allowed.append(each)
+            elif refusal.again_at <= now and each.run.namespace not in tried:
+                tried.add(each.run.namespace)
+                allowed.append(each)
+        self._passed_over = len(due) - len(allowed)  # the next look goes so much further, so that others get their turn
+        return allowed
+
+    def _forget_refusals_of_none(self, due: list[Unmirrored], now: float) -> None:
+        """Where nothing is owed any more, as in a deleted namespace, no write will tell that it is over."""
+        namespaces = {each.run.namespace for each in due} | {*self._owed.values()}
+        for namespace in [each for each, refusal in self._refusals.items() if refusal.again_at <= now]:
+            if namespace not in namespaces:
+                del self._refusals[namespace], self.refused[namespace]
+
     async def _generations_owed(self, store: Store, room: int, now: float) -> list[Unmirrored]:
-        """Runs whose row owes nothing, but whose object has a new generation to be acknowledged."""
+        """Runs whose row owes nothing, but whose object has a new generation to be acknowledged, or says what is not so."""
         found: list[Unmirrored] = []
-        ready = [each for each in self._owed if each not in self._failures or self._failures[each].again_at <= now]
+        ready = [
+            run_id
+            for run_id, namespace in self._owed.items()
+            if (run_id not in self._failures or self._failures[run_id].again_at <= now)
+            and (namespace not in self._refusals or self._refusals[namespace].again_at <= now)
+        ]
         for run_id in ready[: max(0, room)]:
             run = await store.read_run(run_id)
-            self._owed.discard(run_id)
+            self._owed.pop(run_id, None)
             if run is not None:
                 found.append(Unmirrored(run=run, version=NO_VERSION, attempts=0, is_gone=False))
         return found
@@ -184,10 +254,20 @@ class Mirror:
             is_there = await self._kube.patch_status(
                 Target(RUNS, run.namespace, run.name, run.id), conditions.of_run(run, shown, now=now)
             )
+        except KubeError as error:
+            if error.code in {401, 403} or (error.code == 404 and error.name != run.name):
+                self._refuse(run.namespace, error)
+            else:
+                self._postpone(run, error)
+            return False
         except KUBE_ERRORS as error:
             self._postpone(run, error)
             return False
         self._failures.pop(run.id, None)
+        if self._refusals.pop(run.namespace, None) is not None:
+            del self.refused[run.namespace]
+            logger.info("statuses_written_again", namespace=run.namespace)
+            self.wake()
         if not is_there:
             logger.info("resource_gone", namespace=run.namespace, name=run.name, run_id=str(run.id))
             self._gone(Seen.missing(run.id, run.namespace, run.name))
@@ -196,6 +276,24 @@ class Mirror:
         if run.is_done or not is_there:
             self._forget(run.id)
         return True
+
+    def _refuse(self, namespace: str, error: KubeError) -> None:
+        now = asyncio.get_running_loop().time()
+        known = self._refusals.get(namespace)
+        if known is not None and known.again_at > now:
+            return  # another write of the same batch has said so
+        count = 1 if known is None else known.count + 1
+        pause = jobs.backoff_seconds(count, longest=FORBIDDEN_SECONDS_MAX)
+        self._refusals[namespace] = Refusal(count, now + pause)
+        self.refused[namespace] = f"{error.text or error.word} ({error.code}): {error.hint or error.message}"
+        logger.warning(
+            "statuses_refused",
+            namespace=namespace,
+            error=str(error),
+            hint=error.hint,
+            failures=count,
+            again_in_seconds=round(pause, 2),
+        )
 
     def _postpone(self, run: Run, error: Exception) -> None:
         count = self._failures[run.id].count + 1 if run.id in self._failures else 1
@@ -222,4 +320,4 @@ class Mirror:
         self._generations.pop(run_id, None)
         self._stalled.pop(run_id, None)
         self._failures.pop(run_id, None)
-        self._owed.discard(run_id)
+        self._owed.pop(run_id, None)

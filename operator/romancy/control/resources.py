@@ -240,7 +240,7 @@ class WorkflowEngineStatus(_Part):
     workflow_count: Annotated[int, Field(ge=0)] = 0
     """How many workflows live workers have."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=_CONDITIONS)] = []
-    """Ready, StoreAvailable, Watching and RunsOfOthers."""
+    """Ready, StoreAvailable, Watching, Mirroring and RunsOfOthers."""
 
 
 def seconds_of(duration: str) -> float:

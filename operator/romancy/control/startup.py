@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Final
 
+import aiohttp
 import kopf
 from kopf._cogs.structs.references import Insights
 from kopf._core.intents.causes import SpawningCause
@@ -21,8 +23,8 @@ from kopf._core.intents.registries import SpawningRegistry
 from romancy.base import log
 from romancy.base.settings import ControlSettings
 from romancy.control import loops
-from romancy.control.kube import read_configuration, token_of
-from romancy.control.resources import RUNS
+from romancy.control.kube import HINTS, read_configuration, ssl_context_of, token_of
+from romancy.control.resources import ENGINES, RUNS
 from romancy.control.runs import UNFINISHED
 from romancy.errors import RomancyError
 
@@ -38,6 +40,18 @@ STOP_SECONDS: Final = 8.0
 
 READY_SECONDS: Final = 2.0
 """kopf knows the kinds within 0.3 s, if the API server answers."""
+PODS: Final = "pods"
+WATCHED: Final = frozenset({RUNS, ENGINES, PODS})
+
+Heard = Callable[[str, str, str], None]
+"""Called in kopf's thread with a kind, the path of its collection, and why it can't be watched; "" is good news: kopf has
+listed it and watches it from there. So each "" after the first says that something may have been missed in between."""
+
+
+class KopfDiedError(RomancyError):
+    """kopf's thread ended by something that ends programs."""
+
+    reason = "KopfDied"
 
 
 class KopfStuckError(RomancyError):
@@ -92,6 +106,7 @@ async def run_kopf(
     settings: ControlSettings,
     *,
     namespaces: Sequence[str],
+    heard: Heard = lambda _kind, _path, _why: None,
 ) -> None:
     """Run a kopf operator in a thread until it ends by itself, or until this is cancelled: then it is stopped by its flag.
 
@@ -99,12 +114,13 @@ async def run_kopf(
         name: of the thread.
         registry: its handlers; a login handler is added.
         namespaces: the ones to look into; none means the whole cluster.
+        heard: what the API server answers to its lists and watches.
 
     Raises:
         KopfStuckError: it was told to stop, and did not.
+        KopfDiedError: SystemExit or a cancellation of its own making ended it.
         Exception: whatever ended it, as the refusal of a list.
     """
-    _add_login(registry, settings)
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
     stop = Stop()
@@ -116,7 +132,7 @@ async def run_kopf(
     def run() -> None:
         error: BaseException | None = None
         try:
-            loops.run(_operator(registry, stop, namespaces))
+            loops.run(_operator(registry, settings, stop, namespaces, heard))
         except BaseException as raised:
             error = raised
         with _closed_loop_ignored():
@@ -136,6 +152,10 @@ async def run_kopf(
             ) from None
         logger.info("kopf_stopped", thread=name)
         raise
+    if error is not None and not isinstance(error, Exception):
+        # Raised here, a CancelledError would look like our own end, which a TaskGroup passes over in silence, and a
+        # SystemExit would end the leader's loop.
+        raise KopfDiedError(f"kopf's thread {name!r} ended by {error!r}") from error
     if error is not None:
         raise error
 
@@ -166,7 +186,9 @@ class Stop:
             return self._event
 
 
-async def _operator(registry: kopf.OperatorRegistry, stop: Stop, namespaces: Sequence[str]) -> None:
+async def _operator(
+    registry: kopf.OperatorRegistry, settings: ControlSettings, stop: Stop, namespaces: Sequence[str], heard: Heard
+) -> None:
     where: dict[str, Any] = {"namespaces": list(namespaces)} if namespaces else {"clusterwide": True}
     asked, flag, insights = stop.here(), asyncio.Event(), Insights()
 
@@ -180,6 +202,7 @@ async def _operator(registry: kopf.OperatorRegistry, stop: Stop, namespaces: Seq
 
     # Made before kopf begins: what is made later in this loop it cancels when it ends.
     stopping = asyncio.create_task(stop_when_it_can(), name="kopf stop")
+    sessions = _add_login(registry, settings, heard)
     try:
         await kopf.operator(
             registry=registry,
@@ -191,25 +214,60 @@ async def _operator(registry: kopf.OperatorRegistry, stop: Stop, namespaces: Seq
         )
     finally:
         stopping.cancel()
+        for session in sessions:
+            await session.close()  # kopf does so with those that it has used; twice is once
 
 
-def _add_login(registry: kopf.OperatorRegistry, settings: ControlSettings) -> None:
+def _add_login(registry: kopf.OperatorRegistry, settings: ControlSettings, heard: Heard) -> list[aiohttp.ClientSession]:
+    """Have kopf log in as we do. Returns the sessions that are made, as they are made."""
+    sessions: list[aiohttp.ClientSession] = []
+    listening = _listening(heard)
+
     @kopf.on.login(registry=registry)
-    async def log_in(**_: Any) -> kopf.ConnectionInfo:
-        """The credentials of our own client: kopf's handlers use the synchronous client, and keep a token until a 401."""
+    async def log_in(**_: Any) -> kopf.AiohttpSession:
+        """A session with the credentials of our own client: kopf's handlers use the synchronous one, and keep a token until
+        a 401. A session and no mere credentials, so that we hear what the API server answers to kopf.
+        """
         configuration = await read_configuration(settings)
         token = await token_of(configuration)
-        scheme, _space, value = (token or "").partition(" ")
-        return kopf.ConnectionInfo(
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=ssl_context_of(configuration), limit=0),
+            headers={"Authorization": token} if token else None,
+            trace_configs=[listening],
+        )
+        sessions[:] = [*(each for each in sessions if not each.closed), session]
+        return kopf.AiohttpSession(
             server=configuration.host,
-            ca_path=configuration.ssl_ca_cert,
-            insecure=not configuration.verify_ssl,
-            scheme=scheme.capitalize() if value else None,
-            token=value or None,
-            certificate_path=configuration.cert_file,
-            private_key_path=configuration.key_file,
+            aiohttp_session=session,
             expiration=datetime.now(UTC) + timedelta(seconds=TOKEN_SECONDS) if token else None,
         )
+
+    return sessions
+
+
+def _listening(heard: Heard) -> aiohttp.TraceConfig:
+    """Tells of lists and watches. kopf keeps to itself that it had to list anew, and what it was refused until it gives up."""
+    to_tell: set[str] = set()
+
+    async def answered(_session: aiohttp.ClientSession, _context: Any, request: aiohttp.TraceRequestEndParams) -> None:
+        path, status = request.url.path, request.response.status
+        if (kind := path.rsplit("/", 1)[-1]) not in WATCHED or request.method != "GET":
+            return
+        is_watch = "watch" in request.url.query
+        if status >= HTTPStatus.BAD_REQUEST:
+            to_tell.add(path)
+            verb = "watch" if is_watch else "list"
+            hint = f"; {HINTS[status]}" if status in HINTS else ""
+            heard(kind, path, f"{verb} of {path} is refused: {status} {request.response.reason}{hint}")
+        elif not is_watch:
+            to_tell.add(path)
+        elif path in to_tell:
+            to_tell.discard(path)
+            heard(kind, path, "")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(answered)
+    return trace
 
 
 @contextmanager
