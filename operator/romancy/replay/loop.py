@@ -91,6 +91,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         # step would decide what this run does.
         self._generators: dict[int, AsyncGenerator[Any, Any]] = {}
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+        self.hold = self._hold_generator  # bound once: it is handed over with each step
         # Empty: nothing of the worker (bound log values, decimal precision) leaks into a run.
         self.context = contextvars.Context()
 
@@ -189,7 +190,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         if seconds > self._step_seconds_max:
             raise StepTooLongError(f"{seconds:.1f} s", limit=f"{self._step_seconds_max:g} s")
 
-    def _hold(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def _hold_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
         self._generators[self.next_order()] = generator
 
     # --- what asyncio asks of a loop ------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ class _Entered:
         # On Python 3.14 the current task belongs to the thread, and no other may step while it is set.
         self._task = tasks._swap_current_task(outer, None) if outer is not None else None  # type: ignore[attr-defined]
         self._hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=self._loop._hold, finalizer=_leave)
+        sys.set_asyncgen_hooks(self._loop.hold, _leave)
         events._set_running_loop(self._loop)
 
     def __exit__(self, *_: object) -> None:

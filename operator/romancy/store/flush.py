@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 from uuid import UUID
@@ -172,8 +172,14 @@ def flush(worker_id: WorkerId, slot: int, batch: Sequence[Write]) -> Statement:
 
 
 def _columns(prefix: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    columns: Iterable[Iterable[Any]] = zip(*rows, strict=True) if rows else ([] for _ in names)
-    return {f"{prefix}_{name}": list(column) for name, column in zip(names, columns, strict=True)}
+    if not rows:
+        return {f"{prefix}_{name}": [] for name in names}
+    # A column without a value is sent empty: unnest fills it up with nulls, and asyncpg looks at each element for long.
+    columns = zip(*rows, strict=True)
+    return {
+        f"{prefix}_{name}": [] if column.count(None) == len(rows) else list(column)
+        for name, column in zip(names, columns, strict=True)
+    }
 
 
 def _begun(write: Write, begin: Begin) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ class PostgresJournal:
         if self._ended is not None or self._is_closing:
             _fail(future, self._ended or StoreUnavailableError("the journal of this worker is closed"))
             return future
-        if (error := self._follows_a_lost_one(write)) is not None:
+        if self._lost and (error := self._follows_a_lost_one(write)) is not None:
             _fail(future, error)
             return future
         try:
@@ -80,7 +80,7 @@ class PostgresJournal:
             self._lose(write.run_id, write.claim, write.entries, refusal)
             _fail(future, refusal)
             return future
-        waiting = self._later if write.run_id in self._flying else self._queue
+        waiting = self._later if self._flying and write.run_id in self._flying else self._queue
         if (queued := waiting.get(write.run_id)) is None:
             queued = waiting[write.run_id] = Write.of(write, size)
             if write.begin is not None:
@@ -88,7 +88,7 @@ class PostgresJournal:
                 queued.number = self._begins
         else:
             queued.add(write, size)
-        if write.entries and self._losses.get(write.run_id) == write.claim:
+        if self._losses and write.entries and self._losses.get(write.run_id) == write.claim:
             queued.ends_losses = True
         queued.futures.append(future)
         self._wake.set()
@@ -143,7 +143,7 @@ class PostgresJournal:
             self._end(StoreUnavailableError(f"the journal failed: {error!r}"), batch)
         for write in batch:
             self._flying.discard(write.run_id)
-            if (later := self._later.pop(write.run_id, None)) is not None:
+            if self._later and (later := self._later.pop(write.run_id, None)) is not None:
                 self._queue[write.run_id] = later
         if self._queue:
             self._wake.set()
@@ -169,7 +169,7 @@ class PostgresJournal:
                 logger.error("run_conflicts", run_id=str(write.run_id), error=outcome.message)
                 self._refuse(write, outcome)
             else:
-                if write.ends_losses or (isinstance(write.then, LetGo) and not outcome.stays):
+                if self._losses and (write.ends_losses or (isinstance(write.then, LetGo) and not outcome.stays)):
                     self._losses.pop(write.run_id, None)
                 _answer(write, outcome)
                 if not outcome.began and (later := self._later.pop(write.run_id, None)) is not None:

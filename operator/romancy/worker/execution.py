@@ -258,7 +258,6 @@ class Execution:
 
     async def _wait(self) -> None:
         """Until something is ready, or a timer or backoff is due."""
-        self._writing.raise_error()
         seconds = self._seconds_until_due()
         if self._delivery.has_some or self._has_news or seconds == 0:
             await asyncio.sleep(0)  # more lies ready; others are let in between

@@ -176,14 +176,20 @@ class Worker:
             new.timeout_seconds, (), (), (),
         )  # fmt: skip
         begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        execution = Execution(
-            self, workflow, claimed, begin=Begin(new, started_at, python_minor()), on_begun=begun.set_result
-        )
+
+        def answer(has_begun: bool) -> None:
+            if not begun.done():  # whoever asked may have been cancelled
+                begun.set_result(has_begun)
+
+        execution = Execution(self, workflow, claimed, begin=Begin(new, started_at, python_minor()), on_begun=answer)
         self._hold(execution)
-        task = self._tasks[new.id]
-        waited: list[asyncio.Future[Any]] = [begun, task]
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        return begun.done() and begun.result()
+
+        def left(_: asyncio.Task[None]) -> None:
+            if not begun.done():
+                begun.set_result(False)  # it was there before, or was dropped before it was inserted
+
+        self._tasks[new.id].add_done_callback(left)
+        return await begun
 
     def watch(self, run_id: UUID) -> "asyncio.Future[Outcome]":
         """The outcome of the run, if it ends in this process; give it back by `unwatch`."""
