@@ -1,11 +1,11 @@
 """sql/journal.sql."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from romancy.testing.memory.tables import AttemptRow, DueRow, EntryRow, Row, RunRow, Tables
+from romancy.testing.memory.tables import AttemptRow, DueRow, EntryRow, Row, RunRow, Tables, unnest
 
 _HELD = frozenset({"Keep", "Progress", ""})
 """Acts after which the run stays with who writes."""
@@ -209,14 +209,13 @@ class Journal(Tables):
                 self.attempt.setdefault(run_id, {}).setdefault((each["number"], each["attempt"]), row)
 
 
-def _rows(prefix: str, columns: dict[str, Sequence[Any]]) -> list[Row]:
+def _rows(prefix: str, columns: Mapping[str, Sequence[Any]]) -> list[Row]:
     """The columns whose names begin with this as rows."""
-    names = [name for name in columns if name.startswith(prefix)]
-    singular = [_SINGULAR.get(plural, plural.removesuffix("s")) for plural in (name[len(prefix) :] for name in names)]
-    return [dict(zip(singular, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+    plurals = [name[len(prefix) :] for name in columns if name.startswith(prefix)]
+    return unnest({_SINGULAR.get(each, each.removesuffix("s")): columns[prefix + each] for each in plurals})
 
 
-def _nothing(columns: dict[str, Sequence[Any]]) -> Row:
+def _nothing(columns: Mapping[str, Sequence[Any]]) -> Row:
     """The answer to somebody who is fenced."""
     return {
         "is_alive": False,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from romancy.testing.memory.tables import DueRow, Row, RunRow, Tables
+from romancy.testing.memory.tables import DueRow, Row, RunRow, Tables, unnest
 
 _STRANDED = "WorkflowNotRegistered"
 
@@ -15,8 +15,7 @@ class Resources(Tables):
     """Runs as objects, and what people must be told of runs that nobody can take."""
 
     def set_wishes(self, **columns: Sequence[Any]) -> list[Row]:
-        for values in zip(*columns.values(), strict=True):
-            wish = dict(zip(columns, values, strict=True))
+        for wish in unnest(columns):
             if (run := self.run.get(wish["ids"])) is not None:
                 self.run[run.id] = replace(
                     run,

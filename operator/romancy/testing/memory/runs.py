@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from romancy.testing.memory.tables import DueRow, MirrorRow, Row, RunRow, Tables
+from romancy.testing.memory.tables import DueRow, MirrorRow, Row, RunRow, Tables, unnest
 
 _OF_RUN = (
     *("id", "namespace", "name", "workflow", "input", "priority", "labels", "created_at", "finished_at"),
@@ -33,12 +33,10 @@ class Runs(Tables):
 
     def start_runs(self, *, due_channel: str, mirror_channel: str, **columns: Sequence[Any]) -> list[Row]:
         now = self.clock.now()
-        names = list(columns)
         started: list[UUID] = []
         woken: list[str] = []
         has_resources = False
-        for values in sorted(zip(*columns.values(), strict=True), key=lambda row: row[names.index("ids")]):
-            new = dict(zip(names, values, strict=True))
+        for new in sorted(unnest(columns), key=lambda row: row["ids"]):
             run_id = new["ids"]
             if run_id in self.run:
                 continue

@@ -1,8 +1,9 @@
 """The tables of store/migrations as dicts of frozen rows, and who listens to what."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -216,3 +217,8 @@ class Tables:
             for callback in self._listeners.get(channel, ()):
                 callback(channel, payload)
         return len(told)
+
+
+def unnest(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Columns as rows; a column that is too short is filled up with nulls."""
+    return [dict(zip(columns, values, strict=True)) for values in zip_longest(*columns.values())]
