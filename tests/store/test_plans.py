@@ -37,7 +37,7 @@ HOT = {
     ),
     "take_unmirrored": (SQL.take_unmirrored(hold_seconds=1.0, limit=10), {"mirror_owed", "run_pkey", "due_pkey"}),
     "mark_mirrored": (SQL.mark_mirrored(run_ids=[uuid4()], versions=[1]), {"mirror_pkey"}),
-    "stranded_queues": (SQL.stranded_queues(), {"due_claim"}),
+    "stranded_queues": (SQL.stranded_queues(), {"due_claim", "due_stranded"}),
     "strand": (
         SQL.strand(priority=0, queue="q", message="m", since=SOME_TIME, limit=9, mirror_channel="m"),
         {"due_claim", "due_pkey"},

@@ -73,25 +73,27 @@ class Resources(Connected):
 
     async def mark_stranded(self) -> int:
         """Set, and take back, the reason WorkflowNotRegistered of due runs, by what live workers offer. How many changed."""
-        offers = await self.offers()
+        rows = await self.stranded_queues()
+        stranded = [row for row in rows if row["queue"] is not None]
+        offers = await self.offers() if stranded else {}
         messages = {
             (row["priority"], row["queue"]): stranded_message(row["workflow"], row["python"], offers)
-            for row in await self.stranded_queues()
+            for row in stranded
         }
-        changed = await self.unstrand([queue for _priority, queue in messages])
+        changed = await self.unstrand([queue for _priority, queue in messages]) if rows[0]["has_told"] else 0
         # Who has been told once is not read again each time: there may be very many of them.
         self._told = {key: told for key, told in self._told.items() if messages.get(key) == told.message}
         for (priority, queue), message in messages.items():
             changed += await self.strand(priority, queue, message)
         return changed
 
+    async def stranded_queues(self) -> list[Any]:
+        """Rows of priority, queue (None if there is none), workflow, python; and has_told: some run has been told so."""
+        return await self._fetch(SQL.stranded_queues())
+
     async def offers(self) -> dict[str, list[str]]:
         """The workflows that live workers have, each with the Python minors that it is there for."""
         return {row["workflow"]: list(row["pythons"]) for row in await self._fetch(SQL.offers())}
-
-    async def stranded_queues(self) -> list[Any]:
-        """Rows of priority, queue, workflow, python: queues with runs that are due and that no live worker offers."""
-        return await self._fetch(SQL.stranded_queues())
 
     async def strand(self, priority: int, queue: str, message: str) -> int:
         """Say of the due runs of a queue why they do not move; how many were not told yet."""

@@ -61,7 +61,8 @@ select run.id, run.namespace, run.name, run.phase, run.wish_suspend, run.wish_ca
  limit :limit::integer;
 
 -- name: stranded_queues
--- Queues with runs that are due and that no live worker offers. One step of the index for each pair of priority and queue.
+-- Queues with runs that are due and that no live worker offers, and whether any run has been told so.
+-- Row: at least one; queue is null if there is none. Index: due_claim, one step for each pair of priority and queue; due_stranded.
 with recursive used(priority, queue) as (
     (select due.priority, due.queue from due where due.wake_at is not null order by due.priority, due.queue limit 1)
     union all
@@ -71,13 +72,17 @@ with recursive used(priority, queue) as (
                      where due.wake_at is not null and (due.priority, due.queue) > (used.priority, used.queue)
                      order by due.priority, due.queue limit 1) as following
 )
-select used.priority, used.queue, stranded.workflow, stranded.python
-  from used,
-       lateral (select due.workflow, due.python from due
-                 where due.priority = used.priority and due.queue = used.queue and due.wake_at <= now()
-                 order by due.wake_at limit 1) as stranded
- where not exists (select from worker, unnest(worker.workflows) as w(workflow)
-                    where worker.expires_at >= now() and used.queue in (w.workflow, w.workflow || '/' || worker.python));
+select found.priority, found.queue, found.workflow, found.python,
+       exists (select from due where due.reason = 'WorkflowNotRegistered') as has_told
+  from (values (1)) as always
+  left join (select used.priority, used.queue, stranded.workflow, stranded.python
+               from used,
+                    lateral (select due.workflow, due.python from due
+                              where due.priority = used.priority and due.queue = used.queue and due.wake_at <= now()
+                              order by due.wake_at limit 1) as stranded
+              where not exists (select from worker, unnest(worker.workflows) as w(workflow)
+                                 where worker.expires_at >= now()
+                                   and used.queue in (w.workflow, w.workflow || '/' || worker.python))) as found on true;
 
 -- name: offers
 -- What live workers have, with the Python minors that they run on. A draining one counts until it is gone, or each roll-out

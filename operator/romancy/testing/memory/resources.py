@@ -89,10 +89,18 @@ class Resources(Tables):
         for row in sorted((row for row in self.due.values() if row.is_due(now)), key=lambda row: row.wake_at or now):
             if row.queue not in offered:
                 first.setdefault((row.priority, row.queue), row)
+        has_told = any(row.reason == _STRANDED for row in self.due.values())
+        nothing = {"priority": None, "queue": None, "workflow": None, "python": None, "has_told": has_told}
         return [
-            {"priority": row.priority, "queue": row.queue, "workflow": row.workflow, "python": row.python}
+            {
+                "priority": row.priority,
+                "queue": row.queue,
+                "workflow": row.workflow,
+                "python": row.python,
+                "has_told": has_told,
+            }
             for _key, row in sorted(first.items())
-        ]
+        ] or [nothing]
 
     def offers(self) -> list[Row]:
         pythons: dict[str, set[str]] = {}
