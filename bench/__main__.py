@@ -1,6 +1,6 @@
 """`make bench`: each figure min / median / max of so many rounds, beside its target, from one run on one machine.
 
-`python -m bench [throughput|timers|recovery|kubernetes ...] [--rounds N]`
+`python -m bench [throughput|replay|fan_out|timers|recovery|kubernetes ...] [--rounds N]`
 """
 
 import asyncio
@@ -26,6 +26,8 @@ from tests.controlplane.fixtures import install_crds
 from tests.controlplane.plane import ControlPlane
 
 ROOT = Path(__file__).parents[1]
+REPLAYED = 10_000
+FANNED = 5000
 
 
 @dataclass
@@ -82,6 +84,26 @@ async def _engine(database: DatabaseSettings, runs: int, at_once: int) -> float:
         began = time.perf_counter()
         await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
         return runs / (time.perf_counter() - began)
+
+
+async def replay(_: postgres.Server, rounds: int) -> None:
+    """A long history, from the first entry to the last: activities one after the other, and all at once."""
+    for flow in (flows.one_after_the_other, flows.all_at_once):
+        took = [1000 * flows.replay_seconds(flow, REPLAYED) for _ in range(rounds)]
+        show(Figure(f"replay of {REPLAYED:,} entries, {flow.name}", "ms", took, "target 300 ms"))
+
+
+async def fan_out(server: postgres.Server, rounds: int) -> None:
+    """Thousands of activities of one run at once."""
+    database = await server.migrated_database()
+    took = []
+    async with App(database, [flows.all_at_once], worker=WorkerSettings(name="bench")) as app:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            assert await (await app.start(flows.all_at_once, FANNED)).result() == sum(range(1, FANNED + 1))
+            took.append(time.perf_counter() - began)
+    await server.give_back(database)
+    show(Figure(f"a run of {FANNED:,} activities at once", "s", took))
 
 
 async def timers(server: postgres.Server, rounds: int) -> None:
@@ -278,6 +300,8 @@ async def _apply(plane: ControlPlane, path: str, name: str) -> float:
 
 PARTS: dict[str, Callable[[postgres.Server, int], Awaitable[None]]] = {
     "throughput": throughput,
+    "replay": replay,
+    "fan_out": fan_out,
     "timers": timers,
     "kubernetes": kubernetes,
     "recovery": recovery,

@@ -4,8 +4,14 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from uuid import UUID
 
 from romancy import WorkflowContext, activity, workflow
+from romancy.model.command import End
+from romancy.replay.replay import Replay
+from romancy.sdk.context import RunInfo
+from romancy.sdk.workflow import Workflow
+from tests.builders import SOME_TIME, ended_activities
 
 
 @activity
@@ -18,6 +24,34 @@ async def five_steps(number: int) -> int:
     for _ in range(5):
         number = await add_one(number)
     return number
+
+
+@workflow
+async def one_after_the_other(count: int) -> int:
+    number = 0
+    for _ in range(count):
+        number = await add_one(number)
+    return number
+
+
+@workflow
+async def all_at_once(count: int) -> int:
+    return sum(await asyncio.gather(*(add_one(number) for number in range(count))))
+
+
+def replay_seconds(flow: Workflow[[int], int], count: int) -> float:
+    """How long the replay of so many ended activities takes."""
+    info = RunInfo(id=UUID(int=1), namespace="n", name="n", workflow=flow.name, labels={}, started_at=SOME_TIME)
+    replay = Replay(
+        flow.program({"count": count}, info), started_at=SOME_TIME, monotonic=time.monotonic, step_seconds_max=1000
+    )
+    history = ended_activities(add_one.name, count)
+    began = time.perf_counter()
+    replay.advance(history, replaying=True)
+    took = time.perf_counter() - began
+    assert replay.outcome is not None
+    assert replay.outcome.end is End.SUCCEEDED
+    return took
 
 
 @workflow

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
+from romancy.model.codec import digest
 from romancy.model.history import Attempt, Entry, Kind, Message, MessageKind
 from romancy.model.run import Form, NewRun
 from romancy.store.interface import NewWorker
@@ -56,3 +57,19 @@ def a_new_worker(**changes: Any) -> NewWorker:
         python="3.13",
     )
     return replace(worker, **changes)
+
+
+def ended_activities(name: str, count: int) -> list[Entry]:
+    """The history of so many activities that took one number each, from 0 on, and gave the next."""
+    return [
+        Entry(
+            position=number + 1,
+            kind=Kind.ACTIVITY_COMPLETED,
+            at=SOME_TIME + timedelta(milliseconds=number),
+            number=number + 1,
+            name=name,
+            digest=digest(f'{{"number":{number}}}'),
+            payload=str(number + 1),
+        )
+        for number in range(count)
+    ]
