@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from romancy.base import settings
+from prometheus_client.metrics import MetricWrapperBase
+
+from romancy.base import metrics, settings
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "operator/romancy"
@@ -54,9 +56,29 @@ def events_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_page() -> str:
+    """Every metric."""
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics` of each process. Labels are names in code, reasons and outcomes, never ids.",
+        "",
+    ]
+    lines += ["| metric | type | labels | what it tells |", "| --- | --- | --- | --- |"]
+    for name, each in sorted(vars(metrics).items()):
+        if name.isupper() and isinstance(each, MetricWrapperBase):
+            family = each.describe()[0]
+            full = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in each._labelnames)
+            lines.append(f"| `{full}` | {family.type} | {labels} | {family.documentation} |")
+    lines.append("| `process_*`, `python_info` | | | CPU, memory, open files and start of the process |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: Final = {
     ROOT / "docs/reference/settings.md": settings_page,
     ROOT / "docs/reference/log-events.md": events_page,
+    ROOT / "docs/reference/metrics.md": metrics_page,
 }
 
 

@@ -1,12 +1,13 @@
-"""The HTTP server of a process: health for kubelets and people."""
+"""The HTTP server of a process: health for kubelets and people, metrics for Prometheus."""
 
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from prometheus_client import exposition
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.base.settings import GatewaySettings
 from romancy.errors import RomancyError
 from romancy.store.interface import Store
@@ -26,7 +27,7 @@ PARTS: Final = web.AppKey("parts", list[Part])
 
 
 def application(store: Store, parts: Sequence[Part]) -> web.Application:
-    """The aiohttp application: `/healthz/live` and `/healthz/ready`.
+    """The aiohttp application: `/healthz/live`, `/healthz/ready` and `/metrics`.
 
     Args:
         store: asked for readiness, never for liveness: a restart does not mend a database.
@@ -34,7 +35,9 @@ def application(store: Store, parts: Sequence[Part]) -> web.Application:
     """
     app = web.Application(client_max_size=1024 * 1024)
     app[STORE], app[PARTS] = store, list(parts)
-    app.add_routes([web.get("/healthz/live", live), web.get("/healthz/ready", ready)])
+    app.add_routes(
+        [web.get("/healthz/live", live), web.get("/healthz/ready", ready), web.get("/metrics", show_metrics)]
+    )
     return app
 
 
@@ -54,6 +57,12 @@ async def ready(request: web.Request) -> web.Response:
     except RomancyError as error:
         return _not_ready(error.message)
     return web.json_response({"status": "ready"})
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """All metrics of this process, in the text format that the scraper asks for."""
+    encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+    return web.Response(body=encode(metrics.REGISTRY), headers={"Content-Type": content_type})
 
 
 @asynccontextmanager

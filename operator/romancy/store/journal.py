@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import PayloadRefusedError, RomancyError, StoreUnavailableError, WorkerFencedError
 from romancy.model.history import Entry
@@ -150,6 +150,7 @@ class PostgresJournal:
 
     async def _write(self, connection: EngineConnection, slot: int, batch: Sequence[Write]) -> None:
         """Write all of it, but for the runs whose values the database refuses: those are told apart by halves."""
+        sent_at = asyncio.get_running_loop().time()
         try:
             answer = await self._send(connection, slot, batch)
         except PayloadRefusedError as error:
@@ -163,6 +164,8 @@ class PostgresJournal:
             self._refuse(culprit, error)
             return
         self.flushes += 1
+        metrics.FLUSH_RUNS.observe(len(batch))
+        metrics.FLUSH_SECONDS.observe(asyncio.get_running_loop().time() - sent_at)
         for write in batch:
             outcome = answer.outcome(write)
             if isinstance(outcome, RomancyError):

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.errors import StoreUnavailableError
 from romancy.store.interface import NewWorker, Renewal, WorkerId, WorkerRow
 from romancy.store.notify import due_channel, mirror_channel
@@ -107,6 +107,8 @@ class Workers(Connected):
                         continue
                     if dead is not None:
                         logger.info("worker_buried", worker_id=worker_id, worker=dead["name"], runs=len(freed))
+                        metrics.WORKERS_BURIED.inc()
+                        metrics.RUNS_RECOVERED.inc(len(freed))
                     return freed
         raise StoreUnavailableError(f"worker {worker_id} could not be buried: something holds its rows")
 

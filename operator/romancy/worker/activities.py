@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from romancy.base import metrics
 from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError, PayloadError, TerminalError
 from romancy.model.command import RunActivity
 from romancy.model.retry import RetryPolicy
@@ -57,6 +58,16 @@ class Activities:
             may_start: asked again when there is a slot; False ends it as if it had been cancelled before it began.
             was_asked: whether a CancelledError is one that we asked for.
         """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        ended = await self._attempt(command, info, may_start=may_start, was_asked=was_asked)
+        outcome = "completed" if ended.payload is not None else "failed" if ended.error is not None else "cancelled"
+        metrics.ACTIVITY_SECONDS.labels(command.name, outcome).observe(loop.time() - began)
+        return ended
+
+    async def _attempt(
+        self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
+    ) -> Ended:
         activity = command.definition
         assert isinstance(activity, Activity)
         structlog.contextvars.bind_contextvars(

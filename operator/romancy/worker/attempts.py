@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from romancy.base import metrics
 from romancy.errors import WorkerLostError
 from romancy.model import failure
 from romancy.model.command import CancelActivity, RunActivity
@@ -239,6 +240,7 @@ class Attempts:
             return
         now = self._host.now()
         text = failure.encode(error)
+        metrics.ACTIVITY_RETRIES.labels(each.command.name).inc()
         each.not_before = now + timedelta(seconds=delay)
         each.error = one_line(text)
         each.is_durable = each.is_handed_over = False  # the next attempt waits until this one is counted for ever

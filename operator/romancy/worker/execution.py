@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Protocol, assert_never
 from uuid import UUID
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.errors import (
     BlockingError,
     HistoryTooLongError,
@@ -468,6 +468,9 @@ class Execution:
     async def _finish(self, outcome: Outcome) -> Left:
         self.outcome = outcome
         await self._write(_finish(outcome))
+        name, seconds = self._claimed.workflow, (self._engine.now() - self._claimed.started_at).total_seconds()
+        metrics.RUNS_FINISHED.labels(name, outcome.end).inc()
+        metrics.RUN_SECONDS.labels(name, outcome.end).observe(seconds)
         detail = {key: value for key, value in (("reason", outcome.reason), ("detail", outcome.message)) if value}
         self._log.info("run_finished", outcome=outcome.end, **detail)
         return Left.FINISHED
@@ -476,6 +479,7 @@ class Execution:
         self._log.error("run_blocked", reason=error.reason, error=error.message, hint=error.hint)
         message = waiting.storable(f"{error.message}; {error.hint}" if error.hint else error.message)
         await self._write(Block(error.reason, message, self._engine.build_id))
+        metrics.RUNS_BLOCKED.labels(self._claimed.workflow, error.reason).inc()
         return Left.BLOCKED
 
     async def _refused(self, error: PayloadRefusedError) -> Left:

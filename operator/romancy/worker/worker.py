@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.base.clock import Clock
 from romancy.base.settings import WorkerSettings, python_minor, worker_name
 from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
@@ -106,6 +106,9 @@ class Worker:
         self._held_lately: set[UUID] = set()  # since the last slow poll began
         self._was_full = False  # runs may be due that nobody here has looked at
         self._main: asyncio.Task[None] | None = None
+        self._slots_used = metrics.WORKER_SLOTS.labels(self.name, "used")
+        self._slots_free = metrics.WORKER_SLOTS.labels(self.name, "free")
+        self._parked_runs = metrics.WORKER_PARKED.labels(self.name)
 
     # --- what its owner calls --------------------------------------------------------------------------------------
 
@@ -364,6 +367,7 @@ class Worker:
     async def _take_claimed(self, claims: Sequence[Claim]) -> None:
         anew: list[Claim] = []
         for claim in claims:
+            metrics.RUNS_CLAIMED.labels(claim.workflow).inc()
             if (leaving := self._tasks.get(claim.run_id)) is not None:
                 # It has just let the run go, or wants to begin it and is about to hear that it exists.
                 await asyncio.wait([leaving])
@@ -407,6 +411,7 @@ class Worker:
         self._held_lately.add(execution.run_id)
         task = asyncio.create_task(self._execute(execution), name=f"run {execution.run_id}")
         self._tasks[execution.run_id] = task
+        self._show_slots()
         if execution.run_id in self._mail_of_others:
             execution.has_mail()  # it came when nobody here could be told
 
@@ -429,6 +434,7 @@ class Worker:
             if self._executions.get(execution.run_id) is execution:
                 del self._executions[execution.run_id]
                 del self._tasks[execution.run_id]
+            self._show_slots()
             if left is Left.PARKED:
                 self._remember(execution)
             elif left is Left.FINISHED and execution.outcome is not None:
@@ -446,6 +452,7 @@ class Worker:
         self._parked[execution.run_id] = execution
         while len(self._parked) > self._settings.parked_max:
             self._parked.popitem(last=False)[1].drop()
+        self._parked_runs.set(len(self._parked))
 
     def _runs_are_due(self, queues: Sequence[str]) -> None:
         self._alarm.ring()
@@ -464,6 +471,10 @@ class Worker:
         self._alarm.ring()
         for execution in list(self._executions.values()):
             execution.look()
+
+    def _show_slots(self) -> None:
+        self._slots_used.set(len(self._tasks))
+        self._slots_free.set(self._free_slots())
 
     def _free_slots(self) -> int:
         return self._settings.slots - len(self._tasks)
