@@ -42,11 +42,16 @@ generate: $(STAMP) ## Write crds/ and docs/reference anew from the code
 kube-bin: $(STAMP) ## Build etcd and kube-apiserver once (about 4 minutes on 2 cores)
 	@$(PY) -m tests.controlplane build
 
+image: ## Build the image romancy:VERSION by docker or buildah (PYTHON_IMAGE=... for another base; =local makes one here)
+	@tools/image
+
 wheel: $(STAMP) ## Build dist/*.whl
 	@$(PY) -m build --wheel --no-isolation
 
 requirements: $(STAMP) ## Pin all dependencies anew, with hashes
 	@$(PY) -m uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --all-extras --group test -o requirements.txt pyproject.toml
+	@$(PY) -m uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url -o requirements-run.txt pyproject.toml
+	@$(PY) -m uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url -o requirements-build.txt --group build
 
 clean: ## Remove what was built here (not the cache)
 	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -59,4 +64,4 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: bench help demo check lint test format generate kube-bin wheel requirements clean
+.PHONY: bench help image demo check lint test format generate kube-bin wheel requirements clean
