@@ -17,13 +17,18 @@ _HOP_BY_HOP = {"Host", "Connection", "Transfer-Encoding", "Content-Length", "Con
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match. `code` 0: it is done, and the answer is lost."""
+    """What happens to the next `times` requests that match. `code` 0: it is done, and the answer is lost.
+
+    With `held`, they are sent on only when that is set, and nobody waits for the answer any more: late, as after a network's
+    trouble.
+    """
 
     matches: Callable[[web.Request], bool]
     code: int
     times: int = 1
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    held: asyncio.Event | None = None
 
 
 @dataclass
@@ -49,9 +54,14 @@ class Proxy:
             }
         )
 
+    @property
+    def open_watches(self) -> "list[asyncio.Task[None]]":
+        """Those that are being sent on now."""
+        return [task for task in self._watches if not task.done()]
+
     def cut_watches(self) -> int:
         """End every open watch without a word; how many there were."""
-        open_now = [task for task in self._watches if not task.done()]
+        open_now = self.open_watches
         for task in open_now:
             task.cancel()
         return len(open_now)
@@ -63,14 +73,15 @@ class Proxy:
             self.happened.append(fault.code)
             if fault.code:
                 return web.Response(status=fault.code, text=fault.body or _status(fault.code), headers=fault.headers)
+        body = await request.read()
+        if fault is not None and fault.held is not None:
+            await fault.held.wait()
         headers = {name: value for name, value in request.headers.items() if name.title() not in _HOP_BY_HOP}
-        async with upstream.request(
-            request.method, request.raw_path, data=await request.read() or None, headers=headers
-        ) as answer:
+        async with upstream.request(request.method, request.raw_path, data=body or None, headers=headers) as answer:
             if fault is not None:
                 await answer.read()
-                assert request.transport is not None
-                request.transport.abort()
+                if request.transport is not None:
+                    request.transport.abort()
                 return web.Response()
             if request.query.get("watch") == "true":
                 return await self._stream(request, answer)
@@ -122,6 +133,17 @@ async def proxy_before(plane: ControlPlane) -> AsyncIterator[Proxy]:
         finally:
             proxy.cut_watches()
             await runner.cleanup()
+
+
+def broken_watch(code: int) -> str:
+    """The one line of a watch that tells of an error, as the API server does: within an answer of 200."""
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "as told"}
+    return json.dumps({"type": "ERROR", "object": status}) + "\n"
+
+
+def is_watch_of(resource: str) -> Callable[[web.Request], bool]:
+    """Matches kopf's watches of a kind."""
+    return lambda request: request.path.endswith(f"/{resource}") and request.query.get("watch") == "true"
 
 
 def _status(code: int) -> str:

@@ -1,68 +1,25 @@
 """The rights that control needs, and no more: it runs under a ServiceAccount with exactly these."""
 
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
 
 from romancy.base.settings import Settings
 from tests.control.conftest import Controlled, claimed, eventually, finish, is_gone, status_where
 from tests.control.objects import a_run, condition, create, engine_where, path_of
+from tests.control.rights import PODS, RULES, WATCH_LEASE, allow, make_account
 from tests.controlplane.plane import ControlPlane
 from tests.store.hands import Hands
 
 pytestmark = pytest.mark.kube
 
-RULES: Final[list[dict[str, Any]]] = [
-    {
-        "apiGroups": ["romancy.dev"],
-        "resources": ["workflowruns"],
-        "verbs": ["get", "list", "watch", "delete"],
-    },
-    {"apiGroups": ["romancy.dev"], "resources": ["workflowruns/status", "workflowengines/status"], "verbs": ["patch"]},
-    {"apiGroups": ["romancy.dev"], "resources": ["workflowengines"], "verbs": ["get", "list", "watch", "create"]},
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
-    {
-        "apiGroups": ["coordination.k8s.io"],
-        "resources": ["leases"],
-        "resourceNames": ["romancy"],
-        "verbs": ["get", "update"],
-    },
-]
-WATCH_LEASE: Final[dict[str, Any]] = {
-    "apiGroups": ["coordination.k8s.io"],
-    "resources": ["leases"],
-    "resourceNames": ["romancy"],
-    "verbs": ["watch"],
-}
-PODS: Final[dict[str, Any]] = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
-
 
 @pytest.fixture
 def account(cluster: ControlPlane, namespace: str, settings: Settings, tmp_path: Path) -> Settings:
     """Settings of a ServiceAccount without any rights yet."""
-    accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
-    cluster.call("POST", accounts, {"metadata": {"name": "romancy"}})
-    token = cluster.call("POST", f"{accounts}/romancy/token", {"spec": {}})["status"]["token"]
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(cluster.kubeconfig_with(token))
-    binding = {
-        "metadata": {"name": "romancy"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "romancy"},
-        "subjects": [{"kind": "ServiceAccount", "name": "romancy", "namespace": namespace}],
-    }
-    cluster.call("POST", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings", binding)
+    kubeconfig.write_text(make_account(cluster, namespace))
     return settings.model_copy(update={"control": settings.control.model_copy(update={"kubeconfig": str(kubeconfig)})})
-
-
-def allow(cluster: ControlPlane, namespace: str, rules: list[dict[str, Any]]) -> None:
-    """Make the role, or replace its rules."""
-    path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles"
-    body = {"metadata": {"name": "romancy"}, "rules": rules}
-    if is_gone(cluster, f"{path}/romancy"):
-        cluster.call("POST", path, body)
-    else:
-        cluster.call("PUT", f"{path}/romancy", body)
 
 
 async def test_these_rights_suffice(cluster: ControlPlane, namespace: str, account: Settings, hands: Hands) -> None:

@@ -84,6 +84,24 @@ async def test_an_object_is_seen_and_left_as_it_is(cluster: ControlPlane, namesp
 
 
 @pytest.mark.kube
+@pytest.mark.parametrize("poison", [SystemExit, KeyboardInterrupt])
+async def test_whatever_ends_kopf_is_an_error_here(
+    cluster: ControlPlane, namespace: str, poison: type[BaseException]
+) -> None:
+    """It must not end the loop of the leader, to which it is handed over."""
+    settings = ControlSettings(kubeconfig=str(cluster.kubeconfig), namespace=namespace)
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.event("romancy.dev", "v1alpha1", "workflowruns", registry=registry)
+    async def fail(**_: object) -> None:
+        raise poison
+
+    create(cluster, namespace, a_run("order"))
+    with pytest.raises(startup.KopfDiedError, match=poison.__name__):
+        await startup.run_kopf("test", registry, settings, namespaces=(namespace,))
+
+
+@pytest.mark.kube
 async def test_a_finished_run_leaves_the_watch(cluster: ControlPlane, namespace: str) -> None:
     """As if it were deleted: which is why a DELETED event alone decides nothing."""
     seen: list[Seen] = []

@@ -11,14 +11,11 @@ from tests.controlplane.plane import ControlPlane
 from tests.e2e.kubernetes import Kubernetes
 
 
-@pytest.fixture
-async def engine(
-    cluster: ControlPlane, namespace: str, database: DatabaseSettings, tmp_path: Path
-) -> AsyncIterator[Fleet]:
-    """Processes that watch this test's namespace; none is started yet."""
-    options = {
+def engine_options(plane: ControlPlane, namespace: str) -> dict[str, str]:
+    """The environment of processes that watch one namespace, with short times."""
+    return {
         "ROMANCY_CONTROL__ENABLED": "true",
-        "ROMANCY_CONTROL__KUBECONFIG": str(cluster.kubeconfig),
+        "ROMANCY_CONTROL__KUBECONFIG": str(plane.kubeconfig),
         "ROMANCY_CONTROL__NAMESPACE": namespace,
         "ROMANCY_CONTROL__WATCH_NAMESPACES": namespace,
         "ROMANCY_CONTROL__LEASE_SECONDS": "2",
@@ -26,8 +23,15 @@ async def engine(
         "ROMANCY_CONTROL__RETRY_SECONDS": "0.3",
         "ROMANCY_CONTROL__BURY_SECONDS": "0.5",
     }
+
+
+@pytest.fixture
+async def engine(
+    cluster: ControlPlane, namespace: str, database: DatabaseSettings, tmp_path: Path
+) -> AsyncIterator[Fleet]:
+    """Processes that watch this test's namespace; none is started yet."""
     modules = "tests.e2e.flows,workflows.order_saga"
-    async with Fleet(database, tmp_path, workflows=modules, options=options) as fleet:
+    async with Fleet(database, tmp_path, workflows=modules, options=engine_options(cluster, namespace)) as fleet:
         yield fleet
     await all_holds(database)
 

@@ -63,3 +63,41 @@ async def retries() -> None:
 async def takes_time(seconds: float) -> str:
     await slow(seconds)
     return "done"
+
+
+@activity(retry=RetryPolicy(max_attempts=10, initial_interval=timedelta(milliseconds=20)))
+async def stand(label: str, seconds: float) -> str:
+    write_down(f"begin {label}")
+    await asyncio.sleep(seconds)
+    write_down(f"end {label}")
+    return label
+
+
+@workflow
+async def stands(label: str, seconds: float) -> str:
+    return await stand(label, seconds)
+
+
+@workflow
+async def sleeps(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+@activity
+async def book(label: str) -> str:
+    write_down(f"book {label}")
+    return label
+
+
+@book.compensate
+async def unbook(booked: str) -> None:
+    write_down(f"unbook {booked}")
+
+
+@workflow
+async def books(label: str, seconds: float) -> str:
+    """Something to take back, then a long wait."""
+    booked = await book(label)
+    await asyncio.sleep(seconds)
+    return booked

@@ -129,6 +129,7 @@ class Engine:
         self._written: Json = {}
         self._written_at = 0.0
         self._missed = asyncio.Event()
+        self._misses = 0
         self.store_error = ""
         self.unwatched: dict[str, str] = {}
         self.unwritten: Mapping[str, str] = {}
@@ -136,6 +137,7 @@ class Engine:
     def missed(self) -> None:
         """The object was deleted, or may have been: look, and make it again."""
         self._target = None
+        self._misses += 1
         self._missed.set()
 
     def say_unwatched(self, kind: str, why: str) -> None:
@@ -163,6 +165,7 @@ class Engine:
         """
         if self._target is not None:
             return self._target
+        misses = self._misses
         try:
             found = await self._kube.call("GET", self._path)
         except KubeError as error:
@@ -172,8 +175,10 @@ class Engine:
         metadata = found["metadata"]
         self._generation = metadata.get("generation", 1)
         self._written = found.get("status") or {}
-        self._target = Target(ENGINES, metadata["namespace"], metadata["name"], UUID(metadata["uid"]))
-        return self._target
+        target = Target(ENGINES, metadata["namespace"], metadata["name"], UUID(metadata["uid"]))
+        if misses == self._misses:  # else it was deleted while the answer was on its way
+            self._target = target
+        return target
 
     async def _create(self) -> Json:
         body = {

@@ -12,7 +12,7 @@ from romancy.base import log
 from romancy.base.settings import ControlSettings
 from romancy.control import conditions, jobs
 from romancy.control.conditions import Shown, Stalled
-from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, Target
+from romancy.control.kube import Kube, KubeError, KubeUnavailableError, Target
 from romancy.control.resources import RUNS
 from romancy.control.runs import DONE, LOST, Seen
 from romancy.model.run import Run
@@ -178,11 +178,16 @@ class Mirror:
             self._owed[run_id] = self._contradicted.pop(run_id).namespace
         ready += await self._generations_owed(store, self._batch - len(ready), now)
         versions: dict[UUID, int] = {}
+        unanswered: dict[UUID, KubeUnavailableError] = {}
         at_once = asyncio.Semaphore(self._settings.status_writes_at_once)
 
         async def write(each: Unmirrored) -> None:
             async with at_once:
-                if self._written.get(each.run.id) == each.version or await self._write(each):
+                try:
+                    is_written = self._written.get(each.run.id) == each.version or await self._write(each)
+                except KubeUnavailableError as error:
+                    is_written, unanswered[each.run.id] = False, error
+                if is_written:
                     versions[each.run.id] = each.version
                 elif each.version == NO_VERSION:
                     self._owed[each.run.id] = each.run.namespace
@@ -194,6 +199,13 @@ class Mirror:
         finally:
             self._remember(versions)
         await store.mark_mirrored({run_id: version for run_id, version in versions.items() if version != NO_VERSION})
+        if unanswered and not versions:
+            raise next(
+                iter(unanswered.values())
+            )  # the server is away, and no run is to blame: they are all tried again
+        for each in ready:
+            if each.run.id in unanswered:
+                self._postpone(each.run, unanswered[each.run.id])
         return len(ready)
 
     def _allowed(self, due: list[Unmirrored], now: float) -> list[Unmirrored]:
@@ -234,7 +246,11 @@ class Mirror:
         return found
 
     async def _write(self, each: Unmirrored) -> bool:
-        """Write one status. Returns whether nothing more is owed for this version; a failure is tried again later."""
+        """Write one status. Returns whether nothing more is owed for this version; what is refused is tried again later.
+
+        Raises:
+            KubeUnavailableError: no answer came, and it may have been written.
+        """
         run = each.run
         now = datetime.now(UTC)
         stalled = conditions.stalled_since(run, self._stalled.get(run.id), now)
@@ -259,9 +275,6 @@ class Mirror:
                 self._refuse(run.namespace, error)
             else:
                 self._postpone(run, error)
-            return False
-        except KUBE_ERRORS as error:
-            self._postpone(run, error)
             return False
         self._failures.pop(run.id, None)
         if self._refusals.pop(run.namespace, None) is not None:

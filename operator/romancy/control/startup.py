@@ -36,6 +36,8 @@ TOKEN_SECONDS: Final = 300
 """kopf asks for its credentials anew so often: a pod's token is replaced in its file."""
 STOP_SECONDS: Final = 8.0
 """kopf ends within 0.1 s; more when a handler of ours hangs, for which it waits 5 s."""
+ENDING_SECONDS: Final = 3.0
+"""A kopf that has begun to end is cancelled after so long."""
 
 
 READY_SECONDS: Final = 2.0
@@ -60,6 +62,9 @@ class KopfStuckError(RomancyError):
     reason = "KopfStuck"
 
 
+# A line for each event of each object, without a word about which.
+for _name in ("kopf.objects", "kopf.activities"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 # kopf says at each start that it leaves the signals alone, which is why it is in a thread.
 logging.getLogger("kopf._core.reactor.running").addFilter(lambda record: "OS signals are ignored" not in record.msg)
 
@@ -200,20 +205,44 @@ async def _operator(
                 await insights.ready_resources.wait()
         flag.set()
 
-    # Made before kopf begins: what is made later in this loop it cancels when it ends.
     stopping = asyncio.create_task(stop_when_it_can(), name="kopf stop")
     sessions = _add_login(registry, settings, heard)
+    ending = asyncio.Event()
+
+    @kopf.on.cleanup(registry=registry)
+    async def let_go(**_: Any) -> None:
+        """A kopf that dies of one watch leaves the others behind, and its own wait for the flag. It waits 5 s for them, then
+        cancels all that is left at once, and a watch whose parts are cancelled at the same time takes that for a pause and
+        begins anew: kopf then neither works nor ends.
+        """
+        flag.set()
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("watcher for "):
+                task.cancel()
+        ending.set()
+
+    async def end_for_sure() -> None:
+        await ending.wait()
+        await asyncio.sleep(ENDING_SECONDS)
+        logger.warning("kopf_ends_slowly", hint="it is cancelled")
+        running.cancel()
+
+    # Made before kopf begins: what is made later in this loop it cancels when it ends.
+    ensuring = asyncio.create_task(end_for_sure(), name="kopf end")
+    operator = kopf.operator(
+        registry=registry,
+        settings=kopf_settings(),
+        insights=insights,
+        standalone=True,
+        stop_flag=flag,
+        **where,
+    )
+    running = asyncio.create_task(operator, name="kopf")
     try:
-        await kopf.operator(
-            registry=registry,
-            settings=kopf_settings(),
-            insights=insights,
-            standalone=True,
-            stop_flag=flag,
-            **where,
-        )
+        await running
     finally:
         stopping.cancel()
+        ensuring.cancel()
         for session in sessions:
             await session.close()  # kopf does so with those that it has used; twice is once
 
