@@ -29,6 +29,9 @@ lint: $(STAMP)
 test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real processes that are killed
 	@$(PY) -m pytest
 
+sim: $(STAMP) ## Simulate: make sim SEEDS=0:100000 (JOBS=2); a seed that fails is printed
+	@PYTHONHASHSEED=0 PYTHONPATH=operator:. $(PY) -m tests.simulation --seeds $(or $(SEEDS),0:2000) --jobs $(or $(JOBS),2)
+
 bench: kube-bin ## Times beside their targets: throughput, timers, recovery; they fail nothing
 	@$(PY) -m bench $(BENCH)
 
@@ -64,4 +67,4 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: bench help image demo check lint test format generate kube-bin wheel requirements clean
+.PHONY: bench sim help image demo check lint test format generate kube-bin wheel requirements clean

@@ -110,12 +110,12 @@ def _of_due(db: MemoryDatabase, run: RunRow, due: DueRow, inbox: Mapping[int, An
         yield "InboxLost", due
     if not begun and db.history.get(due.id):
         yield "HistoryBeforeBegin", due
-    is_away = due.worker_id is None and due.phase in {"Waiting", "Pending", "Suspended"}
+    # Before its first claim the statement that ends it may still be on its way.
+    is_away = due.worker_id is None and due.phase in {"Waiting", "Pending", "Suspended"} and due.started_at is not None
     if is_away and (due.wake_at is None or (due.wake_at - db.clock.now()).total_seconds() > 60):
         cancelled = any(row.kind == "Cancel" for row in inbox.values())
         if cancelled and all(row.kind != "CancelRequested" for row in db.history.get(due.id, {}).values()):
-            if due.started_at is not None:  # else the statement that ends it is on its way
-                yield "CancelUnheard", due
+            yield "CancelUnheard", due
 
 
 def _of_history(run: RunRow, due: DueRow | None, history: Mapping[int, EntryRow]) -> Iterator[tuple[str, object]]:

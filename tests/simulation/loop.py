@@ -63,7 +63,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         body.held.clear()
 
     def bury(self, body: Body) -> None:
-        """No callback of this process is called any more; what it was about to do is kept, so that nothing of it is cleaned up."""
+        """Call no callback of this process any more; what it was about to do is kept, so that nothing is cleaned up."""
         if self.is_ending:
             return
         body.is_dead = True
@@ -85,10 +85,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 raise StuckError("nothing is ready, and no timer is set")
             self._moment = max(self._moment, scheduled[0].when())
         while scheduled and (scheduled[0]._cancelled or scheduled[0].when() <= self._moment):
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            if not handle._cancelled:
-                ready.append(handle)
+            timer = heapq.heappop(scheduled)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if not timer._cancelled:
+                ready.append(timer)
         for handle in self._in_order(ready):
             body = _context_of(handle).get(PROCESS)
             if handle._cancelled:

@@ -56,6 +56,9 @@ _UNLESS_IT_DIES: Final = {
 }
 
 
+_LATE: Final = frozenset({Fate.LATE, Fate.DIES_LATE, Fate.STOPS_LATE})
+
+
 class MetError(OSError):
     """Two copies of a statement met at a unique key."""
 
@@ -91,7 +94,7 @@ class Weather:
     def of(cls, random: Random) -> "Weather":
         """Drawn by lot: from fair to foul, all over the place or at one statement."""
         severity = random.choice((0.0, 0.002, 0.005, 0.01, 0.02, 0.04))
-        rates = {
+        rates: dict[Fate, float] = {
             fate: severity * random.choice((0.0, 0.3, 1.0, 2.0)) for fate in Fate if fate not in {Fate.FINE, Fate.MET}
         }
         rates[Fate.MET] = random.choice((0.0, 0.0, 0.02))
@@ -147,6 +150,7 @@ class Network:
         self.is_closed = False
         self.durable: dict[UUID, int] = {}  # entries of each run that its holder knows to be durable
         self._met: dict[int, object] = {}
+        self.late = 0  # statements that are still to come, though nobody waits for them
         self.statements = 0
         self.faults = 0
 
@@ -170,7 +174,7 @@ class Network:
         if (away := self.weather.away_until - self.loop.time()) > 0:
             self._refuse_later(future, min(away, COMMAND_SECONDS) if self.weather.random.random() < 0.3 else 0.01)
             return await future
-        send = partial(_Sent, self, body, name, arguments, act, future, fate)
+        send = partial(_Sent, self, body, name, arguments, act, future, fate, self.loop.time())
         match fate:
             case Fate.DIES_BEFORE:
                 body.die(f"before {name}")
@@ -182,6 +186,7 @@ class Network:
             case Fate.MET:
                 self._call_later(self.weather.seconds(), partial(_fail, future, MetError("met its like")))
             case Fate.LATE | Fate.DIES_LATE | Fate.STOPS_LATE:
+                self.late += 1
                 send().land_in(self.weather.random.choice((0.5, 3, 10, 30)) * self.weather.random.uniform(0.5, 1.5))
                 if fate is Fate.DIES_LATE:
                     body.die(f"after {name} was sent")
@@ -191,7 +196,6 @@ class Network:
                     self._refuse_later(future, self.weather.seconds())
             case _:
                 send().land_in(self.weather.seconds())
-                self._refuse_later(future, COMMAND_SECONDS)
         return await future
 
     def heard(self, name: str, arguments: Mapping[str, Any], answer: Any) -> None:
@@ -265,6 +269,7 @@ class _Sent:
     act: Callable[[], Any]
     future: "asyncio.Future[Any]"
     fate: Fate
+    sent_at: float
 
     def land_in(self, seconds: float) -> None:
         self.network._call_later(seconds, self.land)
@@ -272,6 +277,7 @@ class _Sent:
     def land(self) -> None:
         """It is done, whole, whoever may have sent it."""
         network = self.network
+        network.late -= self.fate in _LATE
         if network.is_closed:
             return
         if network.weather.away_until > network.loop.time():
@@ -304,7 +310,11 @@ class _Sent:
                 self.body.stand_still(network.weather.random.uniform(1, 40))
                 network._call_later(network.weather.seconds(), partial(self.answer, answer))
             case _:
-                network._call_later(network.weather.seconds(), partial(self.answer, answer))
+                back = network.weather.seconds()
+                if network.loop.time() - self.sent_at + back > COMMAND_SECONDS:
+                    network._refuse_later(self.future, 0)
+                else:
+                    network._call_later(back, partial(self.answer, answer))
 
     def answer(self, answer: Any) -> None:
         """Whoever still waits hears it."""

@@ -1,6 +1,6 @@
 """What the simulated processes execute: random programs, activities that fail and take their time, and a service that they call.
 
-The programs are those of tests/replay/programs.py; what their leaves call is here, since it must have effects that can be counted.
+The programs are those of tests/replay/programs.py; what their leaves call is here, for it must have effects that can be counted.
 """
 
 import asyncio
