@@ -149,6 +149,7 @@ class Network:
         self.breaches: list[BaseException] = []
         self.is_closed = False
         self.durable: dict[UUID, int] = {}  # entries of each run that its holder knows to be durable
+        self.ended: set[UUID] = set()  # runs whose holder knows that their end is durable
         self._met: dict[int, object] = {}
         self.late = 0  # statements that are still to come, though nobody waits for them
         self.statements = 0
@@ -203,6 +204,8 @@ class Network:
         if name in {"flush", "flush_entries"} and answer[0]["is_alive"]:
             for run_id, position in zip(arguments["e_run_ids"], arguments["e_positions"], strict=True):
                 self.durable[run_id] = max(position, self.durable.get(run_id, 0))
+            ids, acts = arguments.get("c_ids", ()), arguments.get("c_acts", ())
+            self.ended.update(run_id for run_id, act in zip(ids, acts, strict=True) if act == "Finish")
         elif name in {"claim_runs", "claim_blocked", "poll"}:
             for row in answer:
                 if row["id"] is not None:

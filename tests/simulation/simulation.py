@@ -246,6 +246,7 @@ class Simulation:
             slowness=random.choice((0.1, 1.0, 1.0, 3.0)),
             failures=random.choice((0.0, 0.1, 0.3)),
             durable=self.network.durable,
+            ended=self.network.ended,
         )
         self.processes: list[Process] = []
         self.made = self.deaths = 0

@@ -55,6 +55,7 @@ class Service:
     slowness: float
     failures: float
     durable: dict[UUID, int]  # how many entries of each run its holder knows to be durable
+    ended: set[UUID]  # runs whose holder knows that they have ended
     has_clock_jumped: bool = False  # the database's: then nobody can know whether its lease is certain
     is_calm: bool = False
     booked: dict[str, tuple[UUID, str]] = field(default_factory=dict)  # by key
@@ -103,7 +104,8 @@ class Service:
         what = f"{info.run} {info.activity}#{info.number} attempt {info.attempt} starts in {host.name}"
         due = self.db.due.get(info.run_id)
         is_holder = due is not None and due.worker_id is not None and due.worker_id == host.worker_id
-        if not is_holder and not self.has_clock_jumped:
+        is_ending = due is None and info.run_id not in self.ended  # its last flush was not heard yet
+        if not (is_holder or is_ending or self.has_clock_jumped):
             self._breach(f"{what}, whose worker {host.worker_id} does not hold the run: {due}")
         run = self.db.run.get(info.run_id)
         if run is None:

@@ -96,6 +96,8 @@ class Writing:
         commands, self.commands = self.commands, []
         if not (self.begin or self.entries or attempts or self.keep or then or self.losses_noted):
             self._act(commands)
+            if _has_cancels(commands):
+                self._changed()  # the run may be idle now
             return None
         write = RunWrite(
             self._run_id,
