@@ -1,6 +1,7 @@
-"""Pages of docs/reference that are made of the code: `python -m tools.reference --write | --check`."""
+"""What is made of the code, in docs/reference and in the chart: `python -m tools.reference --write | --check`."""
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Final
 from prometheus_client.metrics import MetricWrapperBase
 
 from romancy.base import metrics, settings
+from tools.values_schema import values_schema
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "operator/romancy"
@@ -79,6 +81,9 @@ PAGES: Final = {
     ROOT / "docs/reference/settings.md": settings_page,
     ROOT / "docs/reference/log-events.md": events_page,
     ROOT / "docs/reference/metrics.md": metrics_page,
+    ROOT / "charts/romancy/values.schema.json": lambda: json.dumps(values_schema(), indent=1) + "\n",
+    # Helm takes no file from outside of a chart.
+    **{ROOT / "charts/romancy/files/crds" / path.name: path.read_text for path in (ROOT / "crds").glob("*.yaml")},
 }
 
 

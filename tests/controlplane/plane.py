@@ -6,8 +6,6 @@ talked to it is in DIR/audit.log, which tests count requests in.
 
 import base64
 import contextlib
-import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -16,12 +14,13 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests import gobuild
 
 MODULE = Path(__file__).parent
 VERSION = "v1.34.4"
@@ -42,11 +41,18 @@ class PlaneError(RuntimeError):
 
 def cached_binary() -> Path:
     """Where the binary of these sources belongs, built or not."""
-    sources = ("go.mod", "go.sum", "main.go", "kubectl.go")
-    digest = hashlib.sha256(b"".join((MODULE / name).read_bytes() for name in sources))
-    digest.update(tags().encode())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "romancy" / "kube" / digest.hexdigest()[:16] / "controlplane"
+    return _tool().cached()
+
+
+def _tool() -> gobuild.Tool:
+    return gobuild.Tool(
+        name="controlplane",
+        what="etcd and Kubernetes for tests; once a machine, 3 to 5 minutes on two cores",
+        module=MODULE,
+        sources=("go.mod", "go.sum", "main.go", "kubectl.go"),
+        linker_flags=LINKER_FLAGS,
+        tags=tags(),
+    )
 
 
 def tags() -> str:
@@ -61,39 +67,7 @@ def kubectl() -> list[str]:
 
 def build() -> Path:
     """Return the binary, built if the cache lacks it (3 to 5 minutes on two cores, once a machine)."""
-    binary = cached_binary()
-    if binary.exists():
-        return binary
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    with (binary.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second session waits for the first one's build
-        if not binary.exists():
-            _compile(binary)
-    return binary
-
-
-def _compile(binary: Path) -> None:
-    if not (go := shutil.which("go")):
-        raise PlaneError("the local control plane is built with Go (1.25 or newer), and there is no `go` in PATH")
-    print("building etcd and Kubernetes for tests; once a machine, 3 to 5 minutes on two cores", file=sys.stderr)
-    unfinished = binary.with_name(f"controlplane.{os.getpid()}")
-    command = [go, "build", "-v", "-trimpath", "-tags", tags(), "-ldflags", LINKER_FLAGS, "-o", str(unfinished), "."]
-    began = shown = time.monotonic()
-    tail: list[str] = []
-    with subprocess.Popen(
-        command, cwd=MODULE, env={**os.environ, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        for packages, line in enumerate(process.stderr, start=1):
-            tail = [*tail[-19:], line]
-            if time.monotonic() - shown >= 10:
-                shown = time.monotonic()
-                print(f"  {shown - began:4.0f} s, {packages} packages, {line.strip()}", file=sys.stderr)
-    if process.returncode:
-        unfinished.unlink(missing_ok=True)
-        raise PlaneError(f"go build ended with {process.returncode}:\n{''.join(tail)}")
-    unfinished.rename(binary)
-    print(f"built {binary} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return _tool().build()
 
 
 @dataclass(frozen=True, slots=True)
