@@ -211,35 +211,21 @@ async def test_a_late_write_of_a_leader_before_is_put_right(
         await second.end()
 
 
-async def test_what_was_deleted_while_a_watch_was_too_old_is_found(
-    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind, store: PostgresStore
+async def test_a_refusal_is_forgotten_when_nothing_is_owed_there(
+    cluster: ControlPlane, namespace: str, hands: Hands, behind: Behind
 ) -> None:
-    """After a 410 kopf lists anew, and keeps it to itself; no list tells of what is not there."""
-    for name in ("doomed", "orphan", "kept"):
-        create(cluster, namespace, a_run(name, deletionPolicy="Orphan" if name == "orphan" else "Cancel"))
-    claims: dict[UUID, Claim] = {}
-    while len(claims) < 3:
-        claims.update({claim.run_id: claim for claim in await hands.claim()})
-        await asyncio.sleep(0)
-    uids = {name: UUID(read(cluster, namespace, name)["metadata"]["uid"]) for name in ("doomed", "orphan", "kept")}
-    await eventually(lambda: len(behind.proxy._watches) == 3, "runs, engine and pods are watched")
-    lives = behind.control.lives
-    away = Fault(is_watch_of("workflowruns"), 503, 1_000_000)
-    behind.proxy.faults.append(away)
-    behind.proxy.cut_watches()
-    await eventually(lambda: behind.proxy.happened, "it is not watched")
+    """As in a namespace that is being deleted, where the rights go before the objects: no write tells that it is over."""
+    fault = is_status_of("order")
+    fault.code, fault.times = 403, 1_000_000
+    behind.proxy.faults.append(fault)
+    create(cluster, namespace, a_run("order"))
+    await claimed(hands)
+    refused = await eventually(lambda: engine_where(cluster, namespace, "Mirroring", "False"), "it is said", seconds=15)
+    delete(cluster, namespace, "order")
+    await eventually(lambda: engine_where(cluster, namespace, "Mirroring", "True"), "it is taken back", seconds=15)
 
-    delete(cluster, namespace, "doomed")
-    delete(cluster, namespace, "orphan")
-    behind.proxy.faults.append(Fault(is_watch_of("workflowruns"), 200, 1, broken_watch(410)))
-    away.times = 0
-    inbox = await eventually(lambda: store.read_inbox(uids["doomed"], 0), "the cancel is there", seconds=20)
-
-    assert 200 in behind.proxy.happened
-    assert [row.source for row in inbox] == ["resource:deleted"]
-    for name in ("orphan", "kept"):
-        assert await store.read_inbox(uids[name], 0) == []
-    assert behind.control.lives == lives
+    assert f"in namespace {namespace}: as told (403): " in condition(refused, "Mirroring")["message"]
+    assert len(behind.proxy.happened) < 15
 
 
 async def test_a_kopf_that_dies_is_started_again(

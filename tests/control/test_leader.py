@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from uuid import UUID
 
 import pytest
 
 from romancy.base.settings import ControlSettings
-from romancy.control.kube import Kube
+from romancy.control.kube import Kube, Target
 from romancy.control.leader import Elector, LeaderStuckError
+from tests.control.objects import RUNS, a_run, path_of
 from tests.controlplane.plane import ControlPlane
 
 pytestmark = pytest.mark.kube
@@ -181,6 +183,27 @@ async def test_a_lease_taken_by_force_ends_the_leader(cluster: ControlPlane, kub
     assert one.lives == 2
     one.stop.set()
     await one.task
+
+
+async def test_who_may_not_lead_any_more_writes_nothing(
+    cluster: ControlPlane, namespace: str, kubes: list[Kube]
+) -> None:
+    """A process that was stopped goes on in the middle of a write: it must not send what another has overtaken."""
+    now = asyncio.get_running_loop().time
+    until = now() + 60
+    kube = kubes[0].while_leading(lambda: until)
+    made = await kube.call("POST", path_of(namespace), a_run("order"))
+    target = Target(RUNS, namespace, "order", UUID(made["metadata"]["uid"]))
+
+    until = now()
+    writing = asyncio.create_task(kube.patch_status(target, {"phase": "Running"}))
+    read = await kube.call("GET", path_of(namespace, name="order"))
+    done, _ = await asyncio.wait({writing}, timeout=0.2)  # it would have been answered in a tenth of that
+    writing.cancel()
+
+    assert not done
+    assert read["metadata"]["uid"] == made["metadata"]["uid"]
+    assert cluster.requests_of("romancy/", "patch", namespace=namespace) == []
 
 
 async def _follows(candidate: Candidate) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kube
 
 STATEMENTS = [
     *("read_resources", "start_runs", "send", "set_wishes", "resources_gone", "take_unmirrored", "mark_mirrored"),
-    *("resources", "expired_resources", "expired_workers", "offers"),
+    *("resources", "expired_resources", "expired_workers", "stranded_queues"),
 ]
 COUNT = 6
 

@@ -14,7 +14,7 @@ from tests.e2e.kubernetes import Kubernetes
 
 pytestmark = [pytest.mark.slow, pytest.mark.kube]
 
-PRESENT_RUNS = int(os.environ.get("PRESENT_RUNS", "1000"))  # 5000 for the whole of it: that takes two minutes
+PRESENT_RUNS = int(os.environ.get("PRESENT_RUNS", "600"))  # 5000 for the whole of it: that takes two minutes
 RSS_MAX_MIB = 400
 CONTROL_ONLY = {"ROMANCY_WORKFLOWS": "workflows.order_saga"}  # which is not run here
 WORKER_ONLY = {"ROMANCY_CONTROL__ENABLED": "false"}
@@ -97,7 +97,7 @@ async def test_two_lead_at_once(engine: Fleet, kube: Kubernetes) -> None:
 
     Who leads has no workflows here, so that what is stopped holds no runs.
     """
-    runs = 60
+    runs = 40
     rate = {"ROMANCY_CONTROL__STATUS_WRITES_PER_SECOND": "20"}
     await asyncio.gather(
         *(engine.start(name, **CONTROL_ONLY, **rate) for name in ("a", "b")), engine.start("worker", **WORKER_ONLY)

@@ -146,10 +146,10 @@ class Leader:
         self._store_of, self._kube = store_of, kube
         self._loop = asyncio.get_running_loop()
         bucket = jobs.TokenBucket(self._control.status_writes_per_second)
-        self._mirror = Mirror(kube, self._control, bucket, gone=self._file)
+        self._engine = Engine(kube, self._control, leader=name)
+        self._mirror = Mirror(kube, self._control, bucket, gone=self._file, told=self._engine.look_again)
         self._intake = Intake(kube, runs.Rules.of(settings), self._control, settled=self._mirror.settled)
         self._expiry = ttl.Expiry(kube, self._control, bucket)
-        self._engine = Engine(kube, self._control, leader=name)
         self._engine.unwritten = self._mirror.refused
         self._pods: asyncio.Queue[str] = asyncio.Queue()
         self._store: PostgresStore | None = None

@@ -140,16 +140,20 @@ class Engine:
         self._misses += 1
         self._missed.set()
 
+    def look_again(self) -> None:
+        """Do not wait for the next look: there is news."""
+        self._missed.set()
+
     def say_unwatched(self, kind: str, why: str) -> None:
         """Show at once why a kind is not watched; "": it is."""
         if why:
             self.unwatched[kind] = why
         else:
             self.unwatched.pop(kind, None)
-        self._missed.set()
+        self.look_again()
 
     async def pause(self) -> None:
-        """Wait for the next look; a deleted object is made again at once."""
+        """Wait for the next look; news is shown, and a deleted object made again, at once."""
         try:
             async with asyncio.timeout(EVERY_SECONDS):
                 await self._missed.wait()

@@ -58,7 +58,8 @@ class Contradiction:
 
 
 class Mirror:
-    """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more.
+    """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more, `told` when
+    `refused` has changed.
 
     Attributes:
         refused: by namespace, why no status is written there.
@@ -71,8 +72,10 @@ class Mirror:
         bucket: jobs.TokenBucket,
         *,
         gone: Callable[[Seen], None],
+        told: Callable[[], None],
     ) -> None:
         self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
+        self._told = told
         self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
         self._woken = asyncio.Event()
         self.refused: dict[str, str] = {}
@@ -228,6 +231,7 @@ class Mirror:
         for namespace in [each for each, refusal in self._refusals.items() if refusal.again_at <= now]:
             if namespace not in namespaces:
                 del self._refusals[namespace], self.refused[namespace]
+                self._told()
 
     async def _generations_owed(self, store: Store, room: int, now: float) -> list[Unmirrored]:
         """Runs whose row owes nothing, but whose object has a new generation to be acknowledged, or says what is not so."""
@@ -279,6 +283,7 @@ class Mirror:
         self._failures.pop(run.id, None)
         if self._refusals.pop(run.namespace, None) is not None:
             del self.refused[run.namespace]
+            self._told()
             logger.info("statuses_written_again", namespace=run.namespace)
             self.wake()
         if not is_there:
@@ -298,6 +303,8 @@ class Mirror:
         count = 1 if known is None else known.count + 1
         pause = jobs.backoff_seconds(count, longest=FORBIDDEN_SECONDS_MAX)
         self._refusals[namespace] = Refusal(count, now + pause)
+        if known is None:
+            self._told()
         self.refused[namespace] = f"{error.text or error.word} ({error.code}): {error.hint or error.message}"
         logger.warning(
             "statuses_refused",
