@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from romancy.base.settings import DatabaseSettings
+from romancy.control.kube import KubeError
 from romancy.store.interface import WorkerId
 from romancy.store.notify import PostgresWakeups
 from romancy.store.pool import Statement, unavailable_as_ours
@@ -29,7 +30,13 @@ from tests.simulation.trace import Trace
 COMMAND_SECONDS: Final = 15.0
 """asyncpg's command_timeout with the defaults: so long somebody waits for an answer."""
 _QUERIES: Final = {query.text: query for query in SQL.by_name.values()}
-_QUIET: Final = frozenset({"poll", "next_due_at", "renew_lease", "now", "read_runs"})
+_QUIET: Final = frozenset(
+    {
+        *("poll", "next_due_at", "renew_lease", "now", "read_runs", "open"),
+        *("expired_workers", "take_unmirrored", "list_workers", "backlog", "stranded_queues", "offers", "unstrand"),
+        *("expired_resources", "resources", "GET default/leases/romancy", "PUT default/leases/romancy"),
+    }
+)
 """Statements that are shown in the trace only if something happens to them."""
 
 
@@ -134,6 +141,10 @@ class Weather:
                 return fate
         return Fate.FINE
 
+    def breaks_a_watch(self) -> bool:
+        """A stream of the API server ends in the middle."""
+        return not self.is_calm and self.random.random() < self.notify_loss * 0.2
+
     def seconds(self) -> float:
         """One way through the network."""
         if not self.is_calm and self.random.random() < self.slow_rate:
@@ -155,7 +166,9 @@ class Network:
         self.statements = 0
         self.faults = 0
 
-    async def ask[T](self, body: Body, name: str, arguments: Mapping[str, Any], act: Callable[[], T]) -> T:
+    async def ask[T](
+        self, body: Body, name: str, arguments: Mapping[str, Any], act: Callable[[], T], *, is_database: bool = True
+    ) -> T:
         """Send a statement and wait for its answer.
 
         Raises:
@@ -172,10 +185,10 @@ class Network:
         if fate is not Fate.FINE:
             self.faults += 1
             self.trace.add(body.name, f"{name}: {fate.value}", self._shown(name, arguments))
-        if (away := self.weather.away_until - self.loop.time()) > 0:
+        if is_database and (away := self.weather.away_until - self.loop.time()) > 0:
             self._refuse_later(future, min(away, COMMAND_SECONDS) if self.weather.random.random() < 0.3 else 0.01)
             return await future
-        send = partial(_Sent, self, body, name, arguments, act, future, fate, self.loop.time())
+        send = partial(_Sent, self, body, name, arguments, act, future, fate, self.loop.time(), is_database)
         match fate:
             case Fate.DIES_BEFORE:
                 body.die(f"before {name}")
@@ -218,12 +231,16 @@ class Network:
         self._met[id(first)] = first
         return is_new
 
-    def tell(self, body: Body, call: Callable[[], None]) -> None:
+    def tell(self, body: Body, call: Callable[[], None], *, may_be_lost: bool = True) -> None:
         """A notification on its way."""
         weather = self.weather
-        if not weather.is_calm and weather.random.random() < weather.notify_loss:
+        if may_be_lost and not weather.is_calm and weather.random.random() < weather.notify_loss:
             return
-        self._call_later(weather.random.uniform(0.1, 1.0) * weather.notify_latency_seconds, call, body.context)
+        if may_be_lost:
+            seconds = weather.random.uniform(0.1, 1.0) * weather.notify_latency_seconds
+        else:  # a stream: one after the other
+            seconds = weather.notify_latency_seconds
+        self._call_later(seconds, call, body.context)
 
     def _refuse_later(self, future: "asyncio.Future[Any]", seconds: float) -> None:
         self._call_later(seconds, partial(_fail, future, ConnectionResetError("no answer")))
@@ -273,6 +290,7 @@ class _Sent:
     future: "asyncio.Future[Any]"
     fate: Fate
     sent_at: float
+    is_database: bool
 
     def land_in(self, seconds: float) -> None:
         self.network._call_later(seconds, self.land)
@@ -283,14 +301,14 @@ class _Sent:
         network.late -= self.fate in _LATE
         if network.is_closed:
             return
-        if network.weather.away_until > network.loop.time():
+        if self.is_database and network.weather.away_until > network.loop.time():
             network._call_later(0, partial(_fail, self.future, ConnectionResetError("it went away")))
             return
         network.statements += 1
         snapshot = network.checker.before(self.name, self.arguments)
         try:
             answer = self.act()
-        except OSError as error:  # as the database refuses
+        except (OSError, KubeError) as error:  # as the database and the API server refuse
             network._call_later(network.weather.seconds(), partial(_fail, self.future, error))
             return
         if self.name not in _QUIET or self.fate is not Fate.FINE:
@@ -336,6 +354,8 @@ def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
 
 
 def _brief(trace: Trace, answer: Any) -> str:
+    if isinstance(answer, dict):
+        return "answered"
     if not isinstance(answer, list):
         return str(answer)
     if answer and isinstance(answer[0], dict) and "is_alive" in answer[0]:

@@ -21,7 +21,9 @@ from uuid import UUID
 import structlog
 
 from romancy import App, Client
-from romancy.base.settings import DatabaseSettings, WorkerSettings
+from romancy.base.settings import ControlSettings, DatabaseSettings, Settings, WorkerSettings
+from romancy.control.kube import Json, path_of
+from romancy.control.resources import RUNS
 from romancy.errors import RomancyError, RunCancelledError, StoreUnavailableError
 from romancy.model.run import run_id_of
 from romancy.testing import MemoryDatabase
@@ -29,6 +31,7 @@ from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
 from tests.simulation import loop as loops
 from tests.simulation.invariants import BreachError, Checker
+from tests.simulation.kube import ApiServer, SimulatedKube, control
 from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.network import Network, SimulatedStore, Weather
 from tests.simulation.trace import Trace
@@ -39,6 +42,7 @@ NO_SERVER: Final = "postgresql://nobody@127.0.0.1:1/simulated"
 CALM_SECONDS_MAX: Final = 1800.0
 STATEMENTS_MAX: Final = 60_000
 TURNS_MAX: Final = 600_000
+CONTROL: Final = ControlSettings(relist_seconds=40, status_hold_seconds=0.5)
 DEFECTS: Final = frozenset({"journal_failed", "run_conflicts", "run_dropped"})
 """Log lines that only a defect of ours writes."""
 
@@ -157,6 +161,8 @@ class Process(Body):
         self.worker = self.context.run(self._make_worker, settings)
         self.app: App | None = None
         self.spawn(self._live())
+        if self.sim.api is not None:
+            self.spawn(self._control(self.sim.api))
 
     @property
     def worker_id(self) -> int | None:
@@ -192,6 +198,10 @@ class Process(Body):
             self.sim.trace.add(self.name, "DRAINED", f"holds {self.worker.runs}")
         self.sim.loop.bury(self)
         self.sim.died(self)
+
+    async def _control(self, api: ApiServer) -> None:
+        kube = SimulatedKube(None, None, api=api, network=self.sim.network, body=self)  # type: ignore[arg-type]
+        await control(self.sim.settings, kube, self.store, self.name, self.stopping)
 
     async def _open(self, store: SimulatedStore) -> None:
         while True:
@@ -230,7 +240,8 @@ class Simulation:
         self.network = Network(self.loop, self.db, self.weather, self.checker, self.trace)
         self.lease_seconds = random.choice((3.0, 6.0, 9.0, 9.0))
         self.poll_seconds = random.choice((2.0, 5.0, 10.0, 10.0))
-        self.is_leader_expected = False
+        self.api = ApiServer(Random(f"uids {seed}")) if random.random() < 0.3 else None
+        self.is_leader_expected = self.api is not None
         self.database_settings = DatabaseSettings.model_validate(
             {
                 "url": NO_SERVER,
@@ -239,6 +250,7 @@ class Simulation:
                 "give_up_seconds": random.choice((3, 20, 60)),
             }
         )
+        self.settings = Settings(database=self.database_settings, control=CONTROL)
         self.service = Service(
             self.db,
             Random(f"service {seed}"),
@@ -255,7 +267,9 @@ class Simulation:
         self.breaches: list[str] = []
         self.run_ids: list[UUID] = []
         self.settled: set[UUID] = set()
+        self.objects_owned = self.objects_settled = 0
         self._resuming: set[UUID] = set()
+        self.created: dict[UUID, Json] = {}  # objects, by uid
         self.users = Body(sim=self, name="users")
         self.client = Client(self.database_settings)
         self.client.store = self.users.store()
@@ -273,6 +287,10 @@ class Simulation:
         self.run_ids = [run_id_of("default", f"run-{number}") for number in runs]
         for number in runs:
             self.users.spawn(self._own(number, random.uniform(0, foul_seconds * 0.8)))
+        if self.api is not None:
+            self.objects_owned = random.randint(1, 4)
+            for number in range(self.objects_owned):
+                self.users.spawn(self._own_object(self.api, number, random.uniform(0, foul_seconds * 0.8)))
         self.users.spawn(self._disturb(foul_seconds))
         await asyncio.sleep(foul_seconds)
         await self._be_calm()
@@ -429,6 +447,53 @@ class Simulation:
             await asyncio.sleep(random.expovariate(0.1))
             await self._ask(f"resume {name}", handle.resume)
 
+    async def _own_object(self, api: ApiServer, number: int, after_seconds: float) -> None:
+        """What one user does with one WorkflowRun: kubectl, and nothing else."""
+        random = Random(f"kubectl {self.seed}/{number}")
+        collection = path_of(RUNS, namespace="default")
+        path = f"{collection}/object-{number}"
+        await asyncio.sleep(after_seconds)
+        self._create_object(api, random, collection, f"object-{number}")
+        for _ in range(random.choice((0, 1, 2, 4))):
+            await asyncio.sleep(random.expovariate(0.15))
+            kind = random.choice(("cancel", "suspend", "suspend", "resume", "delete", "recreate", "ttl"))
+            if path not in api.objects:
+                break
+            self.trace.add("kubectl", kind, path.rpartition("/")[2])
+            match kind:
+                case "cancel":
+                    api.change(path, cancel=True)
+                case "suspend" | "resume":
+                    api.change(path, suspend=kind == "suspend")
+                case "ttl":
+                    api.change(path, ttlSecondsAfterFinished=random.choice((0, 5, 3600)))
+                case "delete":
+                    api.delete(path)
+                case "recreate":
+                    api.delete(path)
+                    await asyncio.sleep(random.choice((0, 0, 0.5, 5)))
+                    self._create_object(api, random, collection, f"object-{number}")
+        if path in api.objects and api.objects[path]["spec"].get("suspend"):
+            await asyncio.sleep(random.expovariate(0.1))
+            if path in api.objects:
+                api.change(path, suspend=False)
+        self.objects_settled += 1
+
+    def _create_object(self, api: ApiServer, random: Random, collection: str, name: str) -> None:
+        flow, arguments = self._flow(random)
+        spec: Json = {"workflow": flow.name, "input": arguments}
+        if random.random() < 0.2:
+            spec["suspend"] = True
+        if random.random() < 0.2:
+            spec["timeout"] = random.choice(("1s", "20s"))
+        if random.random() < 0.3:
+            spec["ttlSecondsAfterFinished"] = random.choice((0, 10))
+        if random.random() < 0.3:
+            spec["deletionPolicy"] = "Orphan"
+        made = api.create(collection, {"metadata": {"name": name}, "spec": spec})
+        self.trace.add("kubectl", "create", f"{name} {self.trace.name(UUID(made['metadata']['uid']))} {spec}")
+        self.created[UUID(made["metadata"]["uid"])] = made
+
     async def _ask(self, what: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """As a user does: again, until there is an answer."""
         while True:
@@ -464,7 +529,9 @@ class Simulation:
             if self.breaches or self.network.breaches or self.service.breaches:
                 return
             if self.loop.time() > ends_at:
-                self.breach(f"it does not end: {list(self.db.due.values())}, settled {len(self.settled)}")
+                self.breach(
+                    f"it does not end: {self._objects_owe()} {list(self.db.due.values())} {len(self.settled)} settled"
+                )
                 return
             if self.network.statements > STATEMENTS_MAX or self.loop.turns > TURNS_MAX:
                 self.breach(f"it spins: {self.network.statements} statements, {self.loop.turns} turns")
@@ -490,23 +557,54 @@ class Simulation:
         return set(self.db.worker) - {each.worker_id or 0 for each in self.processes if not each.is_dead}
 
     def _resume_what_was_suspended_late(self) -> None:
-        """A suspend whose answer never came may be done after a resume that was sent later: then its user asks again."""
-        for run_id in self.settled & set(self.db.due):
+        """A suspend whose answer never came may be done after a resume that was sent later: then its user asks again.
+
+        So does who has deleted the object of a suspended run, which went on without it.
+        """
+        there = {UUID(each["metadata"]["uid"]) for each in self.api.objects.values()} if self.api else set()
+        orphans = {run_id for run_id in self.created if run_id not in there}
+        for run_id in [run_id for run_id in self.db.due if run_id in self.settled or run_id in orphans]:
             wished = [row.kind for row in self.db.inbox.get(run_id, {}).values() if row.kind != "Cancel"]
-            if wished and wished[-1] == "Suspend" and run_id not in self._resuming:
+            was_suspended = wished[-1] == "Suspend" if wished else self.db.due[run_id].phase == "Suspended"
+            if was_suspended and run_id not in self._resuming:
                 self._resuming.add(run_id)
                 name = self.db.run[run_id].name
                 self.users.spawn(self._ask(f"resume {name} again", self.client.handle(run_id).resume))
 
     def _is_over(self) -> bool:
-        return len(self.settled) == len(self.run_ids) and not self.db.due and not self.network.late
+        are_settled = len(self.settled) == len(self.run_ids) and self.objects_settled == self.objects_owned
+        return are_settled and not self.db.due and not self.network.late and not self._objects_owe()
+
+    def _objects_owe(self) -> str:
+        """What control has not done yet: by the objects, and by the rows."""
+        if self.api is None:
+            return ""
+        for thing in self.api.listed(path_of(RUNS, namespace=None), ""):
+            run, status = self.db.run.get(UUID(thing["metadata"]["uid"])), thing.get("status") or {}
+            name = thing["metadata"]["name"]
+            if run is None:
+                return f"{name} has no run"
+            if status.get("phase") != run.phase or status.get("reason", "") != (run.reason or ""):
+                return f"{name} shows {status.get('phase')} {status.get('reason')}, and is {run.phase} {run.reason}"
+            if status.get("observedGeneration") != thing["metadata"]["generation"]:
+                return f"{name} has generation {thing['metadata']['generation']}, and shows {status}"
+            if (run.ttl_seconds or 0) < 60 and run.ttl_seconds is not None:
+                return f"{name} has outlived its ttl of {run.ttl_seconds} s"
+        there = {thing["metadata"]["uid"] for thing in self.api.listed(path_of(RUNS, namespace=None), "")}
+        for run in self.db.run.values():
+            if run.is_resource and str(run.id) not in there and run.resource_gone_at is None:
+                return f"the object of {run.name} ({run.id}) is gone, and its row does not say so"
+        owed = [run_id for run_id, row in self.db.mirror.items() if row.mirror_at is not None]
+        return f"statuses are owed: {owed}" if owed else ""
 
     def _check_end(self) -> None:
         if self.breaches or self.network.breaches or self.service.breaches:
             return
         try:
             self.checker.look()
-            for run_id in self.run_ids:
+            if extra := set(self.db.run) - set(self.run_ids) - set(self.created):
+                raise BreachError(f"runs that nobody has started: {extra}")
+            for run_id in self.db.run:
                 check_end(self.db, self.service, run_id)
         except BreachError as breach:
             self.breach(str(breach))

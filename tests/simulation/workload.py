@@ -178,7 +178,9 @@ async def book(label: str) -> str:
     service = SERVICE.get()
     key = activity.info().idempotency_key
     info = await service.attempt(may_fail=key not in service.booked)
-    return service.effect(info, f"{info.run}/{info.number}")
+    return service.effect(
+        info, f"{info.run}/{info.number} {info.run_id.hex[:6]}"
+    )  # the name may be that of an earlier run
 
 
 @book.compensate(name="sim.unbook", retry=STUBBORN)
