@@ -1,11 +1,20 @@
 """What the simulator has found, each as the shortest life that shows it."""
 
 import asyncio
+from random import Random
+from typing import Any
 
 from romancy import activity, workflow
+from romancy.base.settings import WorkerSettings
+from romancy.errors import StoreUnavailableError
 from romancy.model.history import MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Park
+from romancy.testing import MemoryDatabase, MemoryStore
+from romancy.worker.lease import KeptByTask
+from romancy.worker.worker import Worker
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.simulation import DatabaseClock
 from tests.worker.doubles import Engine, settle
 
 
@@ -39,3 +48,36 @@ async def test_a_run_that_gave_a_call_up_at_once_is_parked() -> None:
         assert isinstance(engine.row.then, Park)
         assert engine.row.then.phase is (Phase.SUSPENDED if is_suspended else Phase.WAITING)
         assert task.done()
+
+
+class SlowToListen(MemoryStore):
+    """LISTEN takes longer than a lease lasts, and no renewal is answered."""
+
+    async def wakeups(self, worker_id: int | None) -> Any:
+        await asyncio.sleep(5)
+        return await super().wakeups(worker_id)
+
+    async def renew_lease(self, worker_id: int, *, ttl_seconds: float) -> Any:
+        raise StoreUnavailableError("no answer")
+
+
+def test_a_lease_lasts_from_its_registration() -> None:
+    """It was counted from when the worker was ready: whoever had been buried by then took itself for alive, and started
+    activities of runs that were free for others."""
+    loop = VirtualLoop(Random(0))
+
+    async def live() -> None:
+        clock = DatabaseClock(loop)
+        database = MemoryDatabase(clock)
+        settings = WorkerSettings(lease_seconds=3, build_id="1")
+        worker = Worker(lambda: SlowToListen(database), [gives_up], settings, clock=clock, keep_lease=KeptByTask)
+
+        await worker.start()
+
+        [row] = database.worker.values()
+        assert row.expires_at < clock.now()
+        assert not worker.may_start_activities()
+        await worker.drain()
+
+    loop.run_until_complete(live())
+    loop.close()

@@ -36,6 +36,7 @@ class Lease:
     Args:
         make_store: called in the loop that keeps it.
         ttl_seconds: how long the store believes in the worker without a renewal.
+        since: when it was registered, by the monotonic clock: not later than the store did it.
         chores: done after a renewal, with what it told and the same store; its errors are logged.
     """
 
@@ -45,13 +46,14 @@ class Lease:
         worker_id: WorkerId,
         *,
         ttl_seconds: float,
+        since: float,
         clock: Clock,
         chores: Callable[[Store, Renewal], Awaitable[None]],
     ) -> None:
         self.worker_id, self.ttl_seconds = worker_id, ttl_seconds
         self.pause_seconds = ttl_seconds / RENEWALS_A_LEASE
         self._make_store, self._clock, self._chores = make_store, clock, chores
-        self._trusted_until = clock.monotonic() + ttl_seconds
+        self._trusted_until = since + ttl_seconds
 
     @property
     def is_certain(self) -> bool:

@@ -261,6 +261,7 @@ class Worker:
                 build_id=self.build_id,
                 python=python_minor(),
             )
+            registered_at = self._clock.monotonic()  # from before the call, as with each renewal
             self.id = await store.register_worker(new, ttl_seconds=self._settings.lease_seconds)
             self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
             self.journal = await store.journal(self.id)
@@ -271,6 +272,7 @@ class Worker:
                 self._make_store,
                 self.id,
                 ttl_seconds=self._settings.lease_seconds,
+                since=registered_at,
                 clock=self._clock,
                 chores=self._bury_expired,
             )
