@@ -538,11 +538,12 @@ class Simulation:
                 return
         await self._until(lambda: not self._dead_workers(), 3 * self.lease_seconds + 5, "nobody has buried the dead")
         self.has_ended = True
+        drained = {each.worker_id for each in self.processes if not each.is_dead}
         for process in self.processes:
             process.stopping.set()
         await self._until(lambda: all(each.is_dead for each in self.processes), 60, "processes do not drain")
-        if self.db.worker:
-            self.breach(f"workers have drained, and are still registered: {list(self.db.worker.values())}")
+        if left := [row for row in self.db.worker.values() if row.id in drained]:
+            self.breach(f"workers have drained, and are still registered: {left}")
 
     async def _until(self, holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
         # Whoever was alive by a clock that was then set back is believed for so much longer.
