@@ -232,8 +232,11 @@ class Intake:
                         for thing in page:
                             seen = Seen.of(thing, is_first=is_first)
                             listed.add(seen.uid)
-                            if self._may_be_news(seen, rows.get(seen.uid)):
+                            row = rows.get(seen.uid)
+                            if self._may_be_news(seen, row):
                                 self.file(seen)
+                            elif row is not None:  # thousands that wait need not be read once more to know that
+                                self._settled(seen, row)
             except KubeError as error:
                 if error.code != 410 or attempt == LISTS_MAX - 1:
                     raise
@@ -243,10 +246,12 @@ class Intake:
         raise AssertionError("unreachable")
 
     def _may_be_news(self, seen: Seen, row: ResourceRow | None) -> bool:
-        if seen.phase not in DONE or seen.observed_generation != seen.generation:
+        if seen.observed_generation != seen.generation:
             return True
         if row is None:
-            return False  # it has ended, and nothing is owed to it
+            return seen.phase not in DONE  # else it has ended, and nothing is owed to it
+        if seen.engine != self._rules.engine:
+            return True
         try:
             return wishes_of(WorkflowRunSpec.model_validate(seen.spec or {}), self._rules) != row.wishes
         except ValueError:
