@@ -42,7 +42,9 @@ NO_SERVER: Final = "postgresql://nobody@127.0.0.1:1/simulated"
 CALM_SECONDS_MAX: Final = 1800.0
 STATEMENTS_MAX: Final = 60_000
 TURNS_MAX: Final = 600_000
-CONTROL: Final = ControlSettings(relist_seconds=40, status_hold_seconds=0.5)
+CONTROL: Final = ControlSettings(
+    relist_seconds=40, lease_seconds=12, renew_deadline_seconds=8, retry_seconds=1, bury_seconds=3
+)
 DEFECTS: Final = frozenset({"journal_failed", "run_conflicts", "run_dropped"})
 """Log lines that only a defect of ours writes."""
 
@@ -240,7 +242,7 @@ class Simulation:
         self.network = Network(self.loop, self.db, self.weather, self.checker, self.trace)
         self.lease_seconds = random.choice((3.0, 6.0, 9.0, 9.0))
         self.poll_seconds = random.choice((2.0, 5.0, 10.0, 10.0))
-        self.api = ApiServer(Random(f"uids {seed}")) if random.random() < 0.3 else None
+        self.api = ApiServer(Random(f"uids {seed}")) if random.random() < 0.25 else None
         self.is_leader_expected = self.api is not None
         self.database_settings = DatabaseSettings.model_validate(
             {
