@@ -83,6 +83,13 @@ class PollsBlindly(MemoryDatabase):
         return [{**row, "id": None} for row in super().poll(**arguments)[:1]]
 
 
+class ForgetsWishes(MemoryDatabase):
+    """A change of a resource is not kept."""
+
+    def set_wishes(self, **columns: Any) -> list[Row]:
+        return []
+
+
 BROKEN_STORES: Final[Sequence[type[MemoryDatabase]]] = (
     IgnoresFence,
     ParksWithMail,
@@ -92,6 +99,7 @@ BROKEN_STORES: Final[Sequence[type[MemoryDatabase]]] = (
     BeginsTwice,
     BuriesAlone,
     PollsBlindly,
+    ForgetsWishes,
 )
 
 
