@@ -11,6 +11,7 @@ from romancy.model.history import MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Park
 from romancy.testing import MemoryDatabase, MemoryStore
+from romancy.worker.execution import Left
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
 from tests.simulation.loop import VirtualLoop
@@ -48,6 +49,29 @@ async def test_a_run_that_gave_a_call_up_at_once_is_parked() -> None:
         assert isinstance(engine.row.then, Park)
         assert engine.row.then.phase is (Phase.SUSPENDED if is_suspended else Phase.WAITING)
         assert task.done()
+
+
+@workflow(name="findings.asks")
+async def asks() -> None:
+    await never("a")
+
+
+async def test_nothing_is_written_to_a_run_whose_begin_was_refused() -> None:
+    """The answer had come and was not looked at yet, and the worker was to drain: it released a run that was another's."""
+    engine = Engine()
+    execution, told = engine.begin(asks)
+    engine.row.begun = True  # somebody else was faster
+    task = asyncio.create_task(execution.run())
+    await settle()
+
+    engine.is_draining = True
+    execution.look()
+    engine.journal.flush()
+    await settle()
+
+    assert engine.journal.queue == []
+    assert await task is Left.EXISTS
+    assert told == []
 
 
 class SlowToListen(MemoryStore):

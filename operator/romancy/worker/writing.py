@@ -56,6 +56,7 @@ class Writing:
         self.commands: list[Command] = []
         self.error: BaseException | None = None
         self._journal, self._run_id, self._act, self._changed = journal, run_id, act, changed
+        self._beginning: asyncio.Future[Flushed] | None = None
         self._in_flight = 0
         self._cancels_in_flight = 0
         self._entries_bytes = 0
@@ -114,6 +115,8 @@ class Writing:
         self._in_flight += 1
         self._cancels_in_flight += cancels
         future = self._journal().submit(write)
+        if write.begin is not None:
+            self._beginning = future
 
         def done(future: "asyncio.Future[Flushed]") -> None:
             self._in_flight -= 1
@@ -144,8 +147,16 @@ class Writing:
 
     def raise_error(self) -> None:
         """Raise what the first failed write failed with."""
+        if self.error is None and self._beginning is not None and _is_refused(self._beginning):
+            # The answer is there, and `done` has not had its turn: what was written now would be written to another's run.
+            self.error = RunWasThereError()
         if self.error is not None:
             raise self.error
+
+
+def _is_refused(beginning: "asyncio.Future[Flushed]") -> bool:
+    is_answered = beginning.done() and not beginning.cancelled() and beginning.exception() is None
+    return is_answered and not beginning.result().began
 
 
 def _has_cancels(commands: Sequence[Command]) -> bool:
