@@ -4,19 +4,22 @@ import asyncio
 from random import Random
 from typing import Any
 
+import pytest
+
 from romancy import activity, workflow
 from romancy.base.settings import WorkerSettings
 from romancy.errors import StoreUnavailableError
-from romancy.model.history import MessageKind
+from romancy.model.history import InboxRow, MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Park
 from romancy.testing import MemoryDatabase, MemoryStore
+from romancy.worker.delivery import Delivery
 from romancy.worker.execution import Left
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.simulation import DatabaseClock
-from tests.worker.doubles import Engine, settle
+from tests.worker.doubles import STARTED_AT, Engine, settle
 
 
 @activity(name="findings.never")
@@ -72,6 +75,21 @@ async def test_nothing_is_written_to_a_run_whose_begin_was_refused() -> None:
     assert engine.journal.queue == []
     assert await task is Left.EXISTS
     assert told == []
+
+
+@pytest.mark.parametrize("source", ["resource:suspend:1", "client:suspend:1"])
+def test_an_order_that_a_newer_one_has_overtaken_is_not_followed(source: str) -> None:
+    """A leader stood still between asking whether it leads and sending: its suspend came after the resume of the next one, and
+    nothing would ever have resumed the run."""
+    rows = [
+        InboxRow(1, MessageKind.RESUME, "resource:resume:2", "", STARTED_AT),
+        InboxRow(2, MessageKind.SUSPEND, source, "", STARTED_AT),
+    ]
+    delivery = Delivery(rows, delivered=frozenset(), seen=2, timeout_at=None, timeout_text="")
+
+    assert delivery.next(STARTED_AT, may_hold=True, is_cancelled=False) is None
+
+    assert delivery.is_suspended == source.startswith("client")  # orders of users have no other order
 
 
 class SlowToListen(MemoryStore):

@@ -57,6 +57,7 @@ class Delivery:
         self.is_suspended = False
         self.timeout_at = timeout_at
         self.seen = max([seen, *(row.number for row in inbox)])
+        self._generation = 0  # of the resource's spec, with the newest order that came from it
         self._timeout_text = timeout_text
         self._mail: deque[InboxRow] = deque(inbox)
         self._delivered = delivered
@@ -160,11 +161,11 @@ class Delivery:
     def _open(self, row: InboxRow, *, is_cancelled: bool) -> bool:
         """Fold a message into what is wished; True if it is to be an entry of the history."""
         match row.kind:
-            case MessageKind.SUSPEND:
-                self.is_suspended = True
-                return False
-            case MessageKind.RESUME:
-                self.is_suspended = False
+            case MessageKind.SUSPEND | MessageKind.RESUME:
+                generation = _generation_of(row.source)
+                if generation is None or generation >= self._generation:
+                    self.is_suspended = row.kind is MessageKind.SUSPEND
+                    self._generation = generation or self._generation
                 return False
             case MessageKind.CANCEL:
                 self.is_suspended = False  # the run must be able to clean up
@@ -175,3 +176,13 @@ class Delivery:
     def _timeout(self, timeout_at: datetime) -> Ready:
         payload = json.dumps({"reason": Reason.TIMED_OUT, "message": self._timeout_text})
         return Ready(timeout_at, _TIMER, 0, Kind.CANCEL_REQUESTED, payload)
+
+
+def _generation_of(source: str) -> int | None:
+    """Which spec of its resource an order comes from; None if it comes from none.
+
+    A leader that stood still after it had asked whether it leads sends what the next one has overtaken.
+    """
+    who, _, order = source.partition(":")
+    generation = order.rpartition(":")[2]
+    return int(generation) if who == "resource" and generation.isdecimal() else None
