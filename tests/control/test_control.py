@@ -150,14 +150,26 @@ async def test_a_run_that_waits_says_for_what(
 
 
 async def test_a_workflow_that_nobody_has_is_stalled_and_named(
-    cluster: ControlPlane, namespace: str, hands: Hands, control: Controlled
+    cluster: ControlPlane,
+    namespace: str,
+    hands: Hands,
+    start_control: Callable[..., Awaitable[Controlled]],
 ) -> None:
+    """At once, with the first status: the next of the regular looks would come up to ten seconds later."""
+    await start_control(status_hold_seconds=1)
+    await eventually(lambda: engine_where(cluster, namespace, "Ready", "True"), "it is ready")
     create(cluster, namespace, a_run("order", workflow="ww"))
 
     shown = await status_where(
-        cluster, namespace, "order", lambda status: status.get("reason") == "WorkflowNotRegistered", "it is stalled"
+        cluster,
+        namespace,
+        "order",
+        lambda status: status.get("reason") == "WorkflowNotRegistered",
+        "it is stalled",
+        seconds=4,
     )
 
+    assert len(cluster.requests_of("romancy/", "patch", "workflowruns/status", namespace)) == 1
     assert shown["status"]["phase"] == "Pending"
     assert condition(shown, "Accepted")["status"] == "True"
     assert condition(shown, "Stalled")["status"] == "True"
@@ -321,7 +333,7 @@ async def test_an_object_is_deleted_after_its_time(
     await finish(hands, short)
     await finish(hands, long)
 
-    await eventually(lambda: is_gone(cluster, path_of(namespace, name="short")), "it is deleted")
+    await eventually(lambda: is_gone(cluster, path_of(namespace, name="short")), "it is deleted", seconds=15)
 
     assert not is_gone(cluster, path_of(namespace, name="long"))
     run = await store.read_run(short.run_id)

@@ -146,6 +146,27 @@ class TestForReal:
         assert [worker.name for worker in await store.list_workers()] == ["heir"]
         await asyncio.gather(dead.journal.close(), heir.journal.close(), return_exceptions=True)
 
+    async def test_the_last_that_had_a_workflow_is_buried_and_its_runs_are_stalled(
+        self, cluster: ControlPlane, namespace: str, store: PostgresStore, hands: Hands, control: Controlled
+    ) -> None:
+        """Soon after the burial, and not with one of the regular looks: the first of those is over."""
+        await self._ready(cluster, namespace)
+        only = await self._worker_in_a_pod(cluster, namespace, store, "only", workflow="v")
+        create(cluster, namespace, a_run("order", workflow="v"))
+        await claimed(only)
+
+        cluster.call("DELETE", f"/api/v1/namespaces/{namespace}/pods/only", {"gracePeriodSeconds": 0})
+
+        await status_where(
+            cluster,
+            namespace,
+            "order",
+            lambda status: status.get("reason") == "WorkflowNotRegistered",
+            "it is stalled",
+            seconds=4,
+        )
+        await asyncio.gather(only.journal.close(), return_exceptions=True)
+
     async def test_a_deleted_pod_buries_its_worker_at_once(
         self, cluster: ControlPlane, namespace: str, store: PostgresStore, control: Controlled
     ) -> None:
@@ -212,7 +233,9 @@ class TestForReal:
             return False
         return True
 
-    async def _worker_in_a_pod(self, cluster: ControlPlane, namespace: str, store: PostgresStore, name: str) -> Hands:
+    async def _worker_in_a_pod(
+        self, cluster: ControlPlane, namespace: str, store: PostgresStore, name: str, *, workflow: str = "w"
+    ) -> Hands:
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
         await eventually(lambda: cluster.answers(accounts), "pods may be made")
         pod = {
@@ -220,7 +243,7 @@ class TestForReal:
             "spec": {"containers": [{"name": "romancy", "image": "none"}]},
         }
         made = cluster.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
-        return await Hands.of(store, name=name, workflows={"w": Form.WHOLE}, pod_uid=made["metadata"]["uid"])
+        return await Hands.of(store, name=name, workflows={workflow: Form.WHOLE}, pod_uid=made["metadata"]["uid"])
 
     async def _names(self, store: PostgresStore, names: list[str]) -> bool:
         return [worker.name for worker in await store.list_workers()] == names

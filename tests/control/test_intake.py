@@ -29,7 +29,7 @@ def seen(uid: UUID | None = None, **spec: object) -> Seen:
 
 
 async def test_the_newest_state_of_an_object_wins(kube: Kube, store: PostgresStore) -> None:
-    intake = Intake(kube, RULES, ControlSettings(), settled=lambda _seen, _row: None)
+    intake = Intake(kube, RULES, ControlSettings(), settled=lambda _seen, _row: None, started=lambda: None)
     uid = uuid4()
 
     intake.file(seen(uid, priority=1))
@@ -42,7 +42,9 @@ async def test_the_newest_state_of_an_object_wins(kube: Kube, store: PostgresSto
 
 
 async def test_what_does_not_fit_is_left_to_a_comparison(kube: Kube, store: PostgresStore) -> None:
-    intake = Intake(kube, RULES, ControlSettings(intake_max=100), settled=lambda _seen, _row: None)
+    intake = Intake(
+        kube, RULES, ControlSettings(intake_max=100), settled=lambda _seen, _row: None, started=lambda: None
+    )
     objects = [seen() for _ in range(101)]
 
     for each in objects:
@@ -61,7 +63,9 @@ async def test_what_fails_is_filed_again_unless_something_newer_came(
     kube: Kube, store: PostgresStore, cluster: ControlPlane
 ) -> None:
     settled: list[Seen] = []
-    intake = Intake(kube, RULES, ControlSettings(), settled=lambda seen, _row: settled.append(seen))
+    intake = Intake(
+        kube, RULES, ControlSettings(), settled=lambda seen, _row: settled.append(seen), started=lambda: None
+    )
     uid = uuid4()
     intake.file(seen(uid, priority=1))
     async with PostgresStore(store.settings) as away:

@@ -42,6 +42,8 @@ async def test_an_idle_engine_sends_hardly_a_statement(
         await asyncio.sleep(IDLE_SECONDS)  # it is measured
         leader, worker = (_a_second(proxy, old) for proxy, old in zip((leaders, workers), before, strict=True))
 
+        for name, seen in (("leader", leader), ("worker", worker)):
+            print(f"{name}: {sum(seen.values()):.2f} statements a second:", seen)
         assert leader["renew_lease"] > 0.4, "it was counted"
         assert worker["poll"] > 0.1
         assert sum(worker.values()) < 1, worker

@@ -148,7 +148,13 @@ class Leader:
         bucket = jobs.TokenBucket(self._control.status_writes_per_second)
         self._engine = Engine(kube, self._control, leader=name)
         self._mirror = Mirror(kube, self._control, bucket, gone=self._file, told=self._engine.look_again)
-        self._intake = Intake(kube, runs.Rules.of(settings), self._control, settled=self._mirror.settled)
+        self._intake = Intake(
+            kube,
+            runs.Rules.of(settings),
+            self._control,
+            settled=self._mirror.settled,
+            started=partial(self._engine.look_soon, counts=False),
+        )
         self._expiry = ttl.Expiry(kube, self._control, bucket)
         self._engine.unwritten = self._mirror.refused
         self._pods: asyncio.Queue[str] = asyncio.Queue()
@@ -236,12 +242,14 @@ class Leader:
     async def _bury_pods(self, store: PostgresStore) -> None:
         while True:
             pod_uid = await self._pods.get()
-            await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid))
+            if await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid)):
+                self._engine.look_soon(counts=True)
 
     async def _show(self, store: PostgresStore) -> None:
+        health = await self._engine.look(store, self._intake.foreign)
         if NOT_INSTALLED in self._unwatched.get(ENGINES, {}).values():
             return  # the log says so, and there is no object to say it on; it is shown as soon as there can be one
-        await self._engine.show(await self._engine.look(store, self._intake.foreign))
+        await self._engine.show(health)
 
     async def _bury_expired(self) -> None:
         if self._store is None:
@@ -250,6 +258,7 @@ class Leader:
             await self._engine.bury_expired(self._store)
         except StoreError as error:
             logger.warning("burial_failed", error=str(error), hint="the next tick tries again")
+            self._engine.look_soon(counts=True)  # which says so, if the database is away
 
     # --- kopf's threads: what calls `_from_thread` and `_tick` is in them ------------------------------------------
 

@@ -5,6 +5,7 @@ chart can't be installed with it.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,8 +23,13 @@ from romancy.store.interface import Backlog, Store, WorkerRow
 
 logger = log.get(__name__)
 
-EVERY_SECONDS: Final = 5.0
+EVERY_SECONDS: Final = 10.0
 """Between two looks at workers and backlog."""
+NOT_READY_SECONDS: Final = 2.0
+"""The same while no worker lives or the store is away: people wait to see that it is over."""
+NEWS_SECONDS: Final = 0.3
+"""How long after new runs or a burial it is looked again, so that many together are one look. Shorter than the first status
+of a run is held back: so that says already that nobody has its workflow, and another write is saved."""
 COUNTS_SECONDS: Final = 15.0
 """A status in which only counts have changed is written so often: each write goes to etcd."""
 WORKFLOWS_MAX: Final = 200
@@ -130,6 +136,11 @@ class Engine:
         self._written_at = 0.0
         self._missed = asyncio.Event()
         self._misses = 0
+        self._looking_soon: asyncio.TimerHandle | None = None
+        self._workers: tuple[WorkerRow, ...] = ()
+        self._backlog = NO_BACKLOG
+        self._must_count = True
+        self._count_at = 0.0  # at the latest
         self.store_error = ""
         self.unwatched: dict[str, str] = {}
         self.unwritten: Mapping[str, str] = {}
@@ -144,6 +155,16 @@ class Engine:
         """Do not wait for the next look: there is news."""
         self._missed.set()
 
+    def look_soon(self, *, counts: bool) -> None:
+        """There may be runs that nobody can take; with `counts` workers and backlog are not what they were either."""
+        self._must_count = self._must_count or counts
+        if self._looking_soon is None:
+            self._looking_soon = asyncio.get_running_loop().call_later(NEWS_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looking_soon = None
+        self._missed.set()
+
     def say_unwatched(self, kind: str, why: str) -> None:
         """Show at once why a kind is not watched; "": it is."""
         if why:
@@ -154,11 +175,9 @@ class Engine:
 
     async def pause(self) -> None:
         """Wait for the next look; news is shown, and a deleted object made again, at once."""
-        try:
-            async with asyncio.timeout(EVERY_SECONDS):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._count_at):
                 await self._missed.wait()
-        except TimeoutError:
-            pass
         self._missed.clear()
 
     async def ensure(self) -> Target:
@@ -202,14 +221,21 @@ class Engine:
 
     async def look(self, store: Store, foreign: Mapping[UUID, str]) -> Health:
         """Ask the store how the engine is, and let it tell apart the runs that nobody can take."""
+        now = asyncio.get_running_loop().time()
         try:
             await store.mark_stranded()
-            workers, backlog = tuple(await store.list_workers()), await store.backlog()
+            # Each batch of new runs brings a look: the backlog reads all open runs, and so is not asked for each time.
+            if self._must_count or now >= self._count_at:
+                self._must_count = False
+                self._workers, self._backlog = tuple(await store.list_workers()), await store.backlog()
+                is_ready = any(not worker.is_expired for worker in self._workers)
+                self._count_at = now + (EVERY_SECONDS if is_ready else NOT_READY_SECONDS)
             self.store_error = ""
         except StoreError as error:
+            self._must_count, self._count_at = True, now + NOT_READY_SECONDS
             self.store_error = error.message
             return self.blind(foreign)
-        return self._health(foreign, workers=workers, backlog=backlog)
+        return self._health(foreign, workers=self._workers, backlog=self._backlog)
 
     def blind(self, foreign: Mapping[UUID, str]) -> Health:
         """What is known while the store does not answer."""
@@ -243,6 +269,7 @@ class Engine:
         for worker_id in await store.expired_workers():
             try:
                 await store.bury_worker(worker_id)
+                self.look_soon(counts=True)
             except StoreError as error:  # something holds its rows: others must not wait for that
                 logger.warning(
                     "burial_failed", worker_id=worker_id, error=error.message, hint="the next tick tries again"

@@ -47,7 +47,9 @@ LISTS_MAX: Final = 5
 
 
 class Intake:
-    """Belongs to control's loop. `settled` is called with each object that the store knows now, and the row before."""
+    """Belongs to control's loop. `settled` is called with each object that the store knows now, and the row before;
+    `started` when there are new runs.
+    """
 
     def __init__(
         self,
@@ -56,8 +58,10 @@ class Intake:
         settings: ControlSettings,
         *,
         settled: Callable[[Seen, ResourceRow | None], None],
+        started: Callable[[], None],
     ) -> None:
         self._kube, self._rules, self._settings, self._settled = kube, rules, settings, settled
+        self._started = started
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
         self._told: set[UUID] = set()
@@ -113,6 +117,8 @@ class Intake:
     async def _act(self, store: Store, intents: Sequence[tuple[Seen, Intent]]) -> None:
         starts = [(seen, intent) for seen, intent in intents if isinstance(intent, Start)]
         refused = await self._start(store, [(seen, start.run) for seen, start in starts])
+        if len(starts) > len(refused):
+            self._started()
         messages = [
             message
             for seen, intent in intents

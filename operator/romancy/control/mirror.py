@@ -1,7 +1,9 @@
 """Rows to statuses: what has not been written yet is in the rows, so a leader's crash loses nothing."""
 
 import asyncio
-from collections import OrderedDict
+import contextlib
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +22,10 @@ from romancy.store.interface import ResourceRow, Store, Unmirrored, Wakeups
 
 logger = log.get(__name__)
 
-POLL_SECONDS: Final = 2.0
+POLL_SECONDS: Final = 5.0
 """The safety net behind Wakeups.on_mirror."""
+HELD_TOGETHER_SECONDS: Final = 0.05
+"""Runs that began within so short a time are looked at together when their first write is held back no more."""
 REFUSED_SECONDS_MAX: Final = 60.0
 """Between two tries of a status that is refused for what it is."""
 FORBIDDEN_SECONDS_MAX: Final = 4.0
@@ -47,6 +51,26 @@ class Refusal:
 
     count: int
     again_at: float
+
+
+class Held:
+    """When to look again for runs whose first write is held back: each soon after its time, however many others begin."""
+
+    def __init__(self, hold_seconds: float) -> None:
+        self._hold_seconds = hold_seconds
+        self._looks_at: deque[float] = deque()
+
+    def heard(self, now: float) -> None:
+        """What is owed by now may be held back."""
+        at = now + self._hold_seconds
+        if not self._looks_at or self._looks_at[-1] < at:
+            self._looks_at.append(at + HELD_TOGETHER_SECONDS)
+
+    def next_after(self, looked_at: float) -> float:
+        """When to look again after a look that began then; never, if nobody waits for it."""
+        while self._looks_at and self._looks_at[0] <= looked_at:
+            self._looks_at.popleft()
+        return self._looks_at[0] if self._looks_at else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +126,10 @@ class Mirror:
         if is_shown and row is not None and seen.phase != row.phase.value:
             # Mostly it is only late. But a write of a leader before us may have come after ours, held up on its way; and if
             # the run has ended, nothing would ever put that right.
-            self._contradicted[seen.uid] = Contradiction(seen.namespace, asyncio.get_running_loop().time())
+            loop = asyncio.get_running_loop()
+            if not self._contradicted:  # else somebody is waited for already, and when that is over for the next
+                loop.call_later(CONTRADICTED_SECONDS, self.wake)
+            self._contradicted[seen.uid] = Contradiction(seen.namespace, loop.time())
         # The row of a changed spec may be as it was, and then nothing else would write that the change was seen.
         is_owed = (seen.was_accepted and seen.observed_generation != seen.generation) or seen.reason == LOST
         # An end that was written takes the object out of the watch, with the state before it: a change that was not filed by
@@ -129,9 +156,13 @@ class Mirror:
         wakeups.on_mirror(self.wake)
         failures = 0
         loop = asyncio.get_running_loop()
-        look_again_at = loop.time() + self._settings.status_hold_seconds  # what began before may be held back still
+        held = Held(self._settings.status_hold_seconds)
+        held.heard(loop.time())  # what began before
         while True:
-            self._woken.clear()
+            if self._woken.is_set():
+                self._woken.clear()
+                held.heard(loop.time())
+            began_at = loop.time()
             try:
                 count = await self.run_once(store)
                 failures = 0
@@ -140,22 +171,16 @@ class Mirror:
                 pause = jobs.backoff_seconds(failures)
                 logger.warning("mirror_failed", failures=failures, error=str(error), again_in_seconds=round(pause, 2))
                 await asyncio.sleep(pause)
-                look_again_at = loop.time() + self._settings.status_hold_seconds
+                held.heard(loop.time())
                 continue
             if count >= self._batch:
                 continue
-            now = loop.time()
             again_at = [each.again_at for each in self._failures.values()]
             again_at += [each.again_at for each in self._refusals.values()]
-            until = min([now + POLL_SECONDS, *again_at])
-            if look_again_at > now:  # a run that has just begun is held back: look when that is over
-                until = min(until, look_again_at)
-            try:
-                async with asyncio.timeout_at(until):
+            again_at += [each.since + CONTRADICTED_SECONDS for each in self._contradicted.values()]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min([loop.time() + POLL_SECONDS, held.next_after(began_at), *again_at])):
                     await self._woken.wait()
-                look_again_at = loop.time() + self._settings.status_hold_seconds
-            except TimeoutError:
-                pass
 
     async def run_once(self, store: Store) -> int:
         """Write one batch, final states first. Returns how many runs were owed a status."""

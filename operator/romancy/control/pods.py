@@ -7,7 +7,7 @@ import kopf
 
 from romancy.base import log
 from romancy.control.startup import WORKER_LABEL
-from romancy.store.interface import Store
+from romancy.store.interface import Store, WorkerId
 
 logger = log.get(__name__)
 
@@ -31,9 +31,10 @@ def add_handlers(registry: kopf.OperatorRegistry, file: Callable[[str], None]) -
             file(pod["metadata"]["uid"])
 
 
-async def bury_workers_of(store: Store, pod_uid: str) -> None:
-    """Free the runs of every worker that lived in this pod."""
+async def bury_workers_of(store: Store, pod_uid: str) -> list[WorkerId]:
+    """Free the runs of every worker that lived in this pod. Returns who that was."""
     if worker_ids := await store.workers_of_pod(pod_uid):
         logger.info("pod_gone", pod_uid=pod_uid, workers=worker_ids)
     for worker_id in worker_ids:
         await store.bury_worker(worker_id, even_if_alive=True)
+    return worker_ids

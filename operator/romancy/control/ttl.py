@@ -11,7 +11,7 @@ from romancy.store.interface import Store
 
 logger = log.get(__name__)
 
-EVERY_SECONDS: Final = 5.0
+EVERY_SECONDS: Final = 10.0
 BATCH: Final = 100
 
 
