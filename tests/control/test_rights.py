@@ -29,7 +29,9 @@ async def test_these_rights_suffice(cluster: ControlPlane, namespace: str, accou
 
     create(cluster, namespace, a_run("order", ttlSecondsAfterFinished=0))
     await finish(hands, await claimed(hands))
-    await eventually(lambda: is_gone(cluster, path_of(namespace, name="order")), "it ran, was shown and expired")
+    await eventually(
+        lambda: is_gone(cluster, path_of(namespace, name="order")), "it ran, was shown and expired", seconds=15
+    )
     await control.end()
 
     user = f"system:serviceaccount:{namespace}:romancy"

@@ -1,6 +1,7 @@
 """What control asks of the store fails in each way: nothing of any object is lost, nothing is done twice (I6)."""
 
 import asyncio
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -51,7 +52,7 @@ async def test_each_statement_of_control_fails_once(
         for name in deleted:
             delete(cluster, namespace, name)
         for name in deleted:
-            await eventually(lambda name=name: store.read_inbox(uids[name], 0), f"{name} is cancelled", seconds=20)
+            await eventually(partial(store.read_inbox, uids[name], 0), f"{name} is cancelled", seconds=20)
         for name in kept:
             await finish(hands, claims[uids[name]], output='"done"')
         for name in kept:

@@ -14,6 +14,8 @@ from tests.proxy import Proxy, proxy_to
 pytestmark = [pytest.mark.slow, pytest.mark.kube, pytest.mark.timeout(180)]
 
 IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "20"))
+# A short measurement may catch more than its share of what comes once a minute.
+ALLOWED = 1 if IDLE_SECONDS >= 60 else 1.1
 SETTLE_SECONDS = 6  # the first looks of everything, and the plans that are made anew after one and five seconds
 USUAL = {
     "ROMANCY_WORKER__LEASE_SECONDS": str(WorkerSettings().lease_seconds),
@@ -46,8 +48,8 @@ async def test_an_idle_engine_sends_hardly_a_statement(
             print(f"{name}: {sum(seen.values()):.2f} statements a second:", seen)
         assert leader["renew_lease"] > 0.4, "it was counted"
         assert worker["poll"] > 0.1
-        assert sum(worker.values()) < 1, worker
-        assert sum(leader.values()) < 2, leader
+        assert sum(worker.values()) < ALLOWED, worker
+        assert sum(leader.values()) < 2 * ALLOWED, leader
 
 
 def _a_second(proxy: Proxy, before: Counter[str]) -> dict[str, float]:

@@ -3,9 +3,10 @@
 Labels are names in code (workflows, activities), reasons and outcomes: never ids, or each run would be a series of its own.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, PlatformCollector, ProcessCollector
 
 REGISTRY: Final = CollectorRegistry()
 PROCESS: Final = (ProcessCollector(registry=REGISTRY), PlatformCollector(registry=REGISTRY))
@@ -13,6 +14,26 @@ PROCESS: Final = (ProcessCollector(registry=REGISTRY), PlatformCollector(registr
 _SHORT: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 21600, 86400, 604800)
 _SIZES: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
+
+
+class KnownGauge(Gauge):
+    """A gauge without labels that is there only while its value is known: an old one is taken for the truth, and so is a 0."""
+
+    _is_known = False
+
+    def set(self, value: float) -> None:
+        """This is the value from now on."""
+        super().set(value)
+        self._is_known = True
+
+    def forget(self) -> None:
+        """Nobody knows the value any more."""
+        self._is_known = False
+
+    def collect(self) -> Iterable[Metric]:
+        """The metric, if its value is known."""
+        return super().collect() if self._is_known else ()
+
 
 # --- worker ---------------------------------------------------------------------------------------------------------------
 
@@ -73,3 +94,40 @@ WORKERS_BURIED: Final = Counter("romancy_workers_buried_total", "Workers that th
 RUNS_RECOVERED: Final = Counter(
     "romancy_runs_recovered_total", "Runs that were freed by burials, to go on elsewhere.", registry=REGISTRY
 )
+
+# --- control --------------------------------------------------------------------------------------------------------------
+
+LEADER: Final = Gauge(
+    "romancy_leader", "1 while this process holds the Lease, else 0. Alert if the sum is not 1.", registry=REGISTRY
+)
+STATUS_WRITES: Final = Counter(
+    "romancy_status_writes_total",
+    "Writes of a status of a resource, by what came of them: written, gone (its object), refused (a right or the definition is "
+    "missing), failed (tried again).",
+    ["outcome"],
+    registry=REGISTRY,
+)
+DUE_RUNS: Final = KnownGauge(
+    "romancy_due_runs", "Runs that wait for a free slot of a worker. Only the leader has it.", registry=REGISTRY
+)
+OLDEST_DUE_SECONDS: Final = KnownGauge(
+    "romancy_oldest_due_seconds",
+    "How long the longest due run has waited for a worker. Only the leader has it. Alert on it: add workers.",
+    registry=REGISTRY,
+)
+HELD_RUNS: Final = KnownGauge(
+    "romancy_held_runs", "Runs in the hands of workers. Only the leader has it.", registry=REGISTRY
+)
+OPEN_RUNS: Final = KnownGauge(
+    "romancy_open_runs", "Runs that have not ended. Only the leader has it.", registry=REGISTRY
+)
+BLOCKED_RUNS: Final = KnownGauge(
+    "romancy_blocked_runs",
+    "Runs that no build of their workflow could go on with. Only the leader has it. Alert on it.",
+    registry=REGISTRY,
+)
+WORKERS: Final = KnownGauge(
+    "romancy_workers", "Workers with a valid lease. Only the leader has it. Alert on 0.", registry=REGISTRY
+)
+HEALTH: Final = (DUE_RUNS, OLDEST_DUE_SECONDS, HELD_RUNS, OPEN_RUNS, BLOCKED_RUNS, WORKERS)
+"""What the leader knows by asking the store; forgotten when it leads no more or the store does not answer."""

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import kopf
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.base.settings import Settings, worker_name
 from romancy.control import engine, jobs, loops, pods, resources, runs, startup, ttl
 from romancy.control.engine import Engine
@@ -132,9 +132,12 @@ class Control:
 
     async def _lead(self, kube: Kube) -> None:
         self._led(True)
+        metrics.LEADER.set(1)
         try:
             await Leader(self._settings, self._store_of, kube, self._name).run()
         finally:
+            metrics.LEADER.set(0)
+            engine.measure_nothing()
             self._led(False)
 
 

@@ -6,7 +6,7 @@ chart can't be installed with it.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +14,7 @@ from uuid import UUID
 
 import kopf
 
-from romancy.base import log
+from romancy.base import log, metrics
 from romancy.base.settings import ControlSettings
 from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
 from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
@@ -230,9 +230,11 @@ class Engine:
                 self._workers, self._backlog = tuple(await store.list_workers()), await store.backlog()
                 is_ready = any(not worker.is_expired for worker in self._workers)
                 self._count_at = now + (EVERY_SECONDS if is_ready else NOT_READY_SECONDS)
+                measure(self._workers, self._backlog)
             self.store_error = ""
         except StoreError as error:
             self._must_count, self._count_at = True, now + NOT_READY_SECONDS
+            measure_nothing()
             self.store_error = error.message
             return self.blind(foreign)
         return self._health(foreign, workers=self._workers, backlog=self._backlog)
@@ -274,6 +276,22 @@ class Engine:
                 logger.warning(
                     "burial_failed", worker_id=worker_id, error=error.message, hint="the next tick tries again"
                 )
+
+
+def measure(workers: Iterable[WorkerRow], backlog: Backlog) -> None:
+    """Show in the metrics what the store has said."""
+    metrics.WORKERS.set(sum(not worker.is_expired for worker in workers))
+    metrics.DUE_RUNS.set(backlog.due)
+    metrics.OLDEST_DUE_SECONDS.set(backlog.oldest_due_seconds)
+    metrics.HELD_RUNS.set(backlog.held)
+    metrics.OPEN_RUNS.set(backlog.open)
+    metrics.BLOCKED_RUNS.set(backlog.blocked)
+
+
+def measure_nothing() -> None:
+    """What the store has said is not known to be so any more."""
+    for gauge in metrics.HEALTH:
+        gauge.forget()
 
 
 def _without_counts(status: Json) -> Json:

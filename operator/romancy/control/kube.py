@@ -19,6 +19,7 @@ import aiohttp
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
 
+from romancy.base import metrics
 from romancy.base.settings import ControlSettings
 from romancy.control.resources import API_VERSION
 from romancy.errors import RomancyError, SettingsError
@@ -220,7 +221,8 @@ class Kube:
     async def patch_status(self, target: Target, status: Json) -> bool:
         """Replace the whole status of exactly this object; False if it is gone.
 
-        A merge patch would also land on a later object of the same name, even one that names the old uid.
+        It is counted by what came of it. A merge patch would also land on a later object of the same name, even one that names
+        the old uid.
 
         Raises:
             KubeError: refused for another reason, as by the schema.
@@ -230,6 +232,7 @@ class Kube:
             {"op": "test", "path": "/metadata/uid", "value": str(target.uid)},
             {"op": "add", "path": "/status", "value": status},
         ]
+        outcome = "failed"
         try:
             await self.call(
                 "PATCH",
@@ -238,12 +241,18 @@ class Kube:
                 query={"fieldManager": FIELD_MANAGER},
                 kind="application/json-patch+json",
             )
+            outcome = "written"
         except KubeError as error:
+            if is_refused(error, target):
+                outcome = "refused"
+                raise
             # A failed test and a refused status are both 422: only the object itself can tell them apart.
-            if _is_missing(error, target) or (error.code == 422 and not await self.is_there(target)):
-                return False
-            raise
-        return True
+            if not (_is_missing(error, target) or (error.code == 422 and not await self.is_there(target))):
+                raise
+            outcome = "gone"
+        finally:
+            metrics.STATUS_WRITES.labels(outcome).inc()
+        return outcome == "written"
 
     async def is_there(self, target: Target) -> bool:
         """Whether exactly this object exists."""
@@ -304,6 +313,11 @@ async def token_of(configuration: Any) -> str | None:
 def _is_missing(error: KubeError, target: Target) -> bool:
     """A 404 that does not name the object says that the kind is not served, as while its definition is replaced."""
     return error.code == 404 and error.name == target.name
+
+
+def is_refused(error: KubeError, target: Target) -> bool:
+    """Whether no object of this kind and namespace can be written: a right or the definition is missing."""
+    return error.code in {401, 403} or (error.code == 404 and error.name != target.name)
 
 
 def ssl_context_of(configuration: Any) -> ssl.SSLContext:

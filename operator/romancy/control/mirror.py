@@ -14,7 +14,7 @@ from romancy.base import log
 from romancy.base.settings import ControlSettings
 from romancy.control import conditions, jobs
 from romancy.control.conditions import Shown, Stalled
-from romancy.control.kube import Kube, KubeError, KubeUnavailableError, Target
+from romancy.control.kube import Kube, KubeError, KubeUnavailableError, Target, is_refused
 from romancy.control.resources import RUNS
 from romancy.control.runs import DONE, LOST, Seen
 from romancy.model.run import Run
@@ -295,12 +295,11 @@ class Mirror:
             self._ended[run.id] = shown.generation  # before the write: its event may overtake its answer
             while len(self._ended) > WRITTEN_MAX:
                 self._ended.popitem(last=False)
+        target = Target(RUNS, run.namespace, run.name, run.id)
         try:
-            is_there = await self._kube.patch_status(
-                Target(RUNS, run.namespace, run.name, run.id), conditions.of_run(run, shown, now=now)
-            )
+            is_there = await self._kube.patch_status(target, conditions.of_run(run, shown, now=now))
         except KubeError as error:
-            if error.code in {401, 403} or (error.code == 404 and error.name != run.name):
+            if is_refused(error, target):
                 self._refuse(run.namespace, error)
             else:
                 self._postpone(run, error)
