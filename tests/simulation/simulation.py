@@ -35,7 +35,7 @@ from tests.simulation.kube import ApiServer, SimulatedKube, control
 from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.network import Network, SimulatedStore, Weather
 from tests.simulation.trace import Trace
-from tests.simulation.workload import HOST, SERVICE, WORKFLOWS, Service, check_end
+from tests.simulation.workload import HOST, SERVICE, WORKFLOWS, Service, check_end, is_suspended
 
 BASE: Final = datetime(2026, 1, 1, tzinfo=UTC)
 NO_SERVER: Final = "postgresql://nobody@127.0.0.1:1/simulated"
@@ -270,7 +270,7 @@ class Simulation:
         self.run_ids: list[UUID] = []
         self.settled: set[UUID] = set()
         self.objects_owned = self.objects_settled = 0
-        self._resuming: set[UUID] = set()
+        self._resumed_after: dict[UUID, int] = {}  # so many messages
         self.created: dict[UUID, Json] = {}  # objects, by uid
         self.users = Body(sim=self, name="users")
         self.client = Client(self.database_settings)
@@ -567,10 +567,10 @@ class Simulation:
         there = {UUID(each["metadata"]["uid"]) for each in self.api.objects.values()} if self.api else set()
         orphans = {run_id for run_id in self.created if run_id not in there}
         for run_id in [run_id for run_id in self.db.due if run_id in self.settled or run_id in orphans]:
-            wished = [row.kind for row in self.db.inbox.get(run_id, {}).values() if row.kind != "Cancel"]
-            was_suspended = wished[-1] == "Suspend" if wished else self.db.due[run_id].phase == "Suspended"
-            if was_suspended and run_id not in self._resuming:
-                self._resuming.add(run_id)
+            count = len(self.db.inbox.get(run_id, {}))
+            was_suspended = is_suspended(self.db, run_id) if count else self.db.due[run_id].phase == "Suspended"
+            if was_suspended and self._resumed_after.get(run_id) != count:
+                self._resumed_after[run_id] = count
                 name = self.db.run[run_id].name
                 self.users.spawn(self._ask(f"resume {name} again", self.client.handle(run_id).resume))
 

@@ -15,12 +15,13 @@ from uuid import UUID
 from romancy import RetryPolicy, TerminalError, WorkflowContext, activity, workflow
 from romancy.model import failure
 from romancy.model.command import End, RunActivity
-from romancy.model.history import Entry, Kind
+from romancy.model.history import Entry, InboxRow, Kind, MessageKind
 from romancy.model.run import Form
 from romancy.replay.replay import Replay
 from romancy.sdk.activity import ActivityInfo
 from romancy.sdk.context import RunInfo
 from romancy.testing import MemoryDatabase
+from romancy.worker.delivery import Delivery
 from tests.replay.programs import Coverage, Interpreter, Node, PlannedError, program
 from tests.simulation.invariants import BreachError
 
@@ -291,6 +292,18 @@ def _program_of(db: MemoryDatabase, run_id: UUID) -> object:
         return run.workflow
     arguments = run_program.decode_input(run.input, Form.BY_NAME)
     return program(Random(arguments["seed"]), depth=arguments["depth"])
+
+
+def is_suspended(db: MemoryDatabase, run_id: UUID) -> bool:
+    """By the orders that it has been sent."""
+    rows = [
+        InboxRow(number, MessageKind(row.kind), row.source, row.payload, row.at)
+        for number, row in sorted(db.inbox.get(run_id, {}).items())
+    ]
+    delivery = Delivery(rows, delivered=frozenset(), seen=len(rows), timeout_at=None, timeout_text="")
+    while delivery.next(db.clock.now(), may_hold=False, is_cancelled=False) is not None:
+        pass
+    return delivery.is_suspended
 
 
 def check_end(db: MemoryDatabase, service: Service, run_id: UUID) -> None:
