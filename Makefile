@@ -27,10 +27,13 @@ lint: $(STAMP)
 	@$(PY) -m tools.reference --check
 
 test: lint kube-bin ## Everything: checks, PostgreSQL, a control plane, real processes that are killed
-	@$(PY) -m pytest
+	@$(PY) -m pytest -m "not pods"
 
 sim: $(STAMP) ## Simulate: make sim SEEDS=0:100000 (JOBS=2); a seed that fails is printed
 	@PYTHONHASHSEED=0 PYTHONPATH=operator:. $(PY) -m tests.simulation --seeds $(or $(SEEDS),0:2000) --jobs $(or $(JOBS),2)
+
+test-pods: $(STAMP) ## Real pods on this machine: image, chart, kubelet; needs root, containerd and buildah (it says what is missing)
+	@$(PY) -m pytest tests/pods -s
 
 bench: kube-bin ## Times beside their targets: throughput, timers, recovery; they fail nothing
 	@$(PY) -m bench $(BENCH)
@@ -67,4 +70,4 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: bench sim help image demo check lint test format generate kube-bin wheel requirements clean
+.PHONY: bench sim help image demo check lint test format generate kube-bin wheel requirements clean test-pods

@@ -32,6 +32,8 @@ LINKER_FLAGS = (
     f"-X {_VERSION_PACKAGE}.gitMajor=1 -X {_VERSION_PACKAGE}.gitMinor=34"
 )
 START_SECONDS = 60.0
+CLIENT = "extendedKeyUsage=clientAuth\nkeyUsage=digitalSignature\n"
+SERVER = "extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature\nsubjectAltName="
 ATTEMPTS = 3  # a port that was free may be taken by somebody else before we bind it
 
 
@@ -86,6 +88,11 @@ class Request:
 class ControlPlane:
     """One running control plane, whose whole state is in a directory."""
 
+    address = "127.0.0.1"
+    extra_apiserver: tuple[str, ...] = ("--endpoint-reconciler-type=none",)  # else it complains of a loopback address
+    extra_controllers: tuple[str, ...] = ()
+    users: tuple[str, ...] = ("admin", "controller-manager")
+
     def __init__(self, directory: Path, ports: dict[str, int], pids: dict[str, int]) -> None:
         self.directory = directory
         self.kubeconfig = directory / "admin.kubeconfig"
@@ -95,7 +102,7 @@ class ControlPlane:
     @property
     def server(self) -> str:
         """Address of the API server."""
-        return f"https://127.0.0.1:{self._ports['apiserver']}"
+        return f"https://{self.address}:{self._ports['apiserver']}"
 
     @property
     def ca_file(self) -> Path:
@@ -113,8 +120,8 @@ class ControlPlane:
         if (directory / "plane.json").exists():
             raise PlaneError(f"there is a control plane in {directory} already; stop it first")
         directory.mkdir(parents=True, exist_ok=True)
-        build()
-        _write_certificates(directory / "pki")
+        cls.binary()
+        _write_certificates(directory / "pki", cls.subjects())
         _write_audit_policy(directory / "audit.yaml")
         for attempt in range(ATTEMPTS):
             plane = cls(directory, dict(zip(("apiserver", "etcd", "peer"), free_ports(3), strict=True)), {})
@@ -127,6 +134,27 @@ class ControlPlane:
             else:
                 return plane
         raise AssertionError("unreachable")
+
+    @classmethod
+    def binary(cls) -> Path:
+        """What its processes are."""
+        return build()
+
+    @classmethod
+    def subjects(cls) -> Iterator[tuple[str, str, str]]:
+        """What the authority signs: file name, subject, extensions."""
+        yield (
+            "apiserver",
+            "/CN=kube-apiserver",
+            SERVER + "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:localhost,"
+            f"IP:127.0.0.1,IP:10.96.0.1,IP:{cls.address}\n",
+        )
+        yield "admin", "/O=system:masters/CN=admin", CLIENT
+        yield "controller-manager", "/CN=system:kube-controller-manager", CLIENT
+
+    def command(self, *arguments: str) -> list[str]:
+        """How one of its programs is started."""
+        return [str(self.binary()), *arguments]
 
     @classmethod
     def open(cls, directory: Path) -> "ControlPlane":
@@ -155,10 +183,9 @@ class ControlPlane:
         self._spawn(
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self.address}",
+            f"--advertise-address={self.address}",
             f"--secure-port={self._ports['apiserver']}",
-            "--endpoint-reconciler-type=none",  # else it complains that its address is a loopback one
             f"--client-ca-file={pki}/ca.crt",
             f"--tls-cert-file={pki}/apiserver.crt",
             f"--tls-private-key-file={pki}/apiserver.key",
@@ -170,6 +197,7 @@ class ControlPlane:
             "--service-cluster-ip-range=10.96.0.0/16",
             f"--audit-policy-file={self.directory}/audit.yaml",
             f"--audit-log-path={self.directory}/audit.log",
+            *(each.format(pki=pki) for each in self.extra_apiserver),
         )
         self._wait("kube-apiserver", lambda: self.call("GET", "/readyz", as_text=True) == "ok")
 
@@ -205,7 +233,7 @@ class ControlPlane:
         """
         context = ssl.create_default_context(cafile=self.ca_file)
         context.load_cert_chain(self.directory / "pki/admin.crt", self.directory / "pki/admin.key")
-        connection = http.client.HTTPSConnection("127.0.0.1", self._ports["apiserver"], context=context, timeout=30)
+        connection = http.client.HTTPSConnection(self.address, self._ports["apiserver"], context=context, timeout=30)
         with contextlib.closing(connection):
             kind = kind or ("application/merge-patch+json" if method == "PATCH" else "application/json")
             text = None if body is None else json.dumps(body)
@@ -237,7 +265,7 @@ class ControlPlane:
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
         )
-        for user in ("admin", "controller-manager"):
+        for user in self.users:
             (self.directory / f"{user}.kubeconfig").write_text(self.kubeconfig_of(user))
         self.start_apiserver()
         config = f"{self.directory}/controller-manager.kubeconfig"
@@ -254,6 +282,7 @@ class ControlPlane:
             f"--root-ca-file={pki}/ca.crt",
             f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
+            *self.extra_controllers,
         )
         self._wait(
             "kube-controller-manager",
@@ -293,7 +322,7 @@ class ControlPlane:
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [str(build()), name, *arguments],
+                self.command(name, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -394,7 +423,7 @@ def _write_audit_policy(path: Path) -> None:
     path.write_text(json.dumps(policy))
 
 
-def _write_certificates(directory: Path) -> None:
+def _write_certificates(directory: Path, subjects: Iterator[tuple[str, str, str]]) -> None:
     """An authority, and what it signs: the server, its clients; and the key of service-account tokens."""
     if (directory / "sa.key").exists():
         return
@@ -406,13 +435,7 @@ def _write_certificates(directory: Path) -> None:
         *("req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=romancy-test-ca", "-days", "30", "-out", "ca.crt"),
         *("-addext", "keyUsage=critical,keyCertSign,digitalSignature"),
     )
-    client = "extendedKeyUsage=clientAuth\nkeyUsage=digitalSignature\n"
-    server = (
-        "extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature\n"
-        "subjectAltName=DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,"
-        "IP:127.0.0.1,IP:10.96.0.1\n"
-    )
-    for name, subject, extensions in _subjects(client, server):
+    for name, subject, extensions in subjects:
         _openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
         _openssl(directory, "req", "-new", "-key", f"{name}.key", "-subj", subject, "-out", f"{name}.csr")
         (directory / f"{name}.ext").write_text(extensions)
@@ -421,12 +444,6 @@ def _write_certificates(directory: Path) -> None:
             *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
             *("-days", "30", "-out", f"{name}.crt", "-extfile", f"{name}.ext"),
         )
-
-
-def _subjects(client: str, server: str) -> Iterator[tuple[str, str, str]]:
-    yield "apiserver", "/CN=kube-apiserver", server
-    yield "admin", "/O=system:masters/CN=admin", client
-    yield "controller-manager", "/CN=system:kube-controller-manager", client
 
 
 def _openssl(directory: Path, *arguments: str) -> None:

@@ -1,0 +1,1 @@
+"""Real pods on one machine: containerd and a kubelet beside the control plane, images without a registry. Needs root."""

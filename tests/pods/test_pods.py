@@ -1,0 +1,83 @@
+"""Installed by Helm on real pods: the first run, pods that are deleted, roll-outs, scaling, and what is left at the end."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from tests.pods.conftest import Release
+
+pytestmark = [pytest.mark.pods, pytest.mark.timeout(600)]
+
+STEPS = 12
+
+
+def test_from_nothing_to_a_run_that_succeeded(release: Release) -> None:
+    """In under a minute; and when it is uninstalled, only what is documented is left: definitions and runs."""
+    began = time.monotonic()
+    release.install()
+    release.apply("onboarding-1", "user_onboarding", user_id="u1", email="u1@example.com")
+    status = release.end("onboarding-1")
+    took = time.monotonic() - began
+
+    assert status["phase"] == "Succeeded"
+    assert status["output"] == {"status": "onboarded", "user_id": "u1", "email_sent": True}
+    print(f"helm install to the first Succeeded run: {took:.1f} s")
+    assert took < 60
+    [engine] = release.get("workflowengines")["items"]
+    assert engine["status"]["workers"]
+
+    release.helm("uninstall", "romancy", "--wait", "--timeout", "60s")
+    kinds = "deploy,sts,svc,pdb,role,rolebinding,sa,secret,configmap,netpol"
+    left = {f"{each['kind']}/{each['metadata']['name']}" for each in release.get(kinds)["items"]}
+    assert left == {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt", "ConfigMap/flows"}
+    assert [each["metadata"]["name"] for each in release.get("wfr")["items"]] == ["onboarding-1"]
+    release.pods.kubectl("get", "crd", "workflowruns.romancy.dev", "workflowengines.romancy.dev")
+
+
+def test_the_pod_of_a_run_is_deleted_then_the_leader(release: Release) -> None:
+    """The run goes on elsewhere, and what was finished is not done again."""
+    release.install()
+    release.apply("long", "steps", run="long", count=STEPS, seconds=0.5)
+    release.until(lambda: len(release.effects()) >= 2, "two steps are done")
+
+    holder = release.status("long")["worker"]
+    deleted_at = time.monotonic()
+    release.kubectl("delete", "pod", holder, "--wait=false", "--grace-period=0", "--force")
+    others = f"select count(*) from public.effect where pod <> '{holder}'"
+    release.until(lambda: release.sql(others) != ["0"], "it goes on elsewhere")
+    print(f"pod deleted without grace: the next step had ended after {time.monotonic() - deleted_at:.1f} s")
+
+    leader = release.leader()
+    deleted_at = time.monotonic()
+    release.kubectl("delete", "pod", leader, "--wait=false")
+    release.until(lambda: release.leader() not in {"", leader}, "another leads")
+    print(f"leader deleted: another led after {time.monotonic() - deleted_at:.1f} s")
+
+    status = release.end("long")
+    assert (status["phase"], status["output"]) == ("Succeeded", STEPS)
+    times = Counter(release.effects())
+    assert set(times) == {f"long {number}" for number in range(STEPS)}
+    # A step that was interrupted may have had its effect before: at least once, and only those two.
+    assert sorted(times.values())[:-2] == [1] * (STEPS - 2)
+    assert max(times.values()) <= 2
+
+
+def test_a_roll_out_under_load_and_scaling(release: Release) -> None:
+    """Nothing is lost, nothing is done twice: a drained pod hands its runs over."""
+    release.install(replicaCount="2")
+    for number in range(10):
+        release.apply(f"run-{number}", "steps", run=f"run-{number}", count=STEPS, seconds=0.5)
+    release.until(lambda: len(release.effects()) >= 10, "they run")
+
+    release.kubectl("rollout", "restart", "deployment/romancy")
+    release.kubectl("rollout", "status", "deployment/romancy", f"--timeout={120}s")
+    release.kubectl("scale", "deployment/romancy", "--replicas=4")
+    release.kubectl("rollout", "status", "deployment/romancy", f"--timeout={120}s")
+    release.kubectl("scale", "deployment/romancy", "--replicas=1")
+
+    for number in range(10):
+        status = release.end(f"run-{number}")
+        assert (status["phase"], status["output"]) == ("Succeeded", STEPS), status
+    times = Counter(release.effects())
+    assert times == {f"run-{number} {step}": 1 for number in range(10) for step in range(STEPS)}
