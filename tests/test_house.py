@@ -3,22 +3,36 @@
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import romancy
 from romancy import errors
-from romancy.control import conditions
+from romancy.control import conditions, engine, kube, leader, startup
 from romancy.model.run import TRANSITIONS, Phase, Reason
 from tools import reference
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def errors_of(*modules: ModuleType) -> Iterator[type[errors.RomancyError]]:
+    for module in modules:
+        for _, kind in inspect.getmembers(module, inspect.isclass):
+            if issubclass(kind, errors.RomancyError):
+                yield kind
+
+
 REASONS = {
     *(str(reason) for reason in Reason if reason),
-    *(kind.reason for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.RomancyError)),
+    *(kind.reason for kind in errors_of(errors, kube, leader, startup)),
+    *(str(reason) for reason in engine.Reason),
+    *(str(phase) for phase in Phase),  # the reason of a condition where the run has none
     conditions.LOST,
+    conditions.STORED,
 }
 
 

@@ -19,6 +19,8 @@ _SHRINKING: Final = ((1024, MESSAGE_MAX, TRACE_MAX), (512, 1024, 1024), (128, 25
 
 LOST: Final = "RunLost"
 """The reason of a run that the database has forgotten."""
+STORED: Final = "Stored"
+"""The reason of Accepted when it is True."""
 
 
 class Type(StrEnum):
@@ -173,7 +175,7 @@ def _conditions(run: Run, generation: int | None, message: str, stalled: Stalled
     stalled_text = message if stalled.is_true else "the run has ended" if run.is_done else "the run is not stalled"
     return [
         _condition(
-            Type.ACCEPTED, "True", "Stored", f"the run is in PostgreSQL with id {run.id}", run.created_at, generation
+            Type.ACCEPTED, "True", STORED, f"the run is in PostgreSQL with id {run.id}", run.created_at, generation
         ),
         _condition(Type.COMPLETED, "True" if run.is_done else "False", word, message, ended_at, generation),
         _condition(Type.SUCCEEDED, _success(run.phase), word, message, ended_at, generation),

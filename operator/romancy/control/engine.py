@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -36,6 +37,21 @@ WORKFLOWS_MAX: Final = 200
 NO_BACKLOG: Final = Backlog(due=0, held=0, open=0, blocked=0, oldest_due_seconds=0)
 
 
+class Reason(StrEnum):
+    """Why a condition of the WorkflowEngine is as it is. Each has a page in docs/errors."""
+
+    READY = "Ready"
+    AVAILABLE = "Available"
+    WATCHING = "Watching"
+    MIRRORING = "Mirroring"
+    NONE = "None"
+    STORE_UNAVAILABLE = "StoreUnavailable"
+    NO_WORKERS = "NoWorkers"
+    NOT_WATCHING = "NotWatching"
+    NOT_MIRRORING = "NotMirroring"
+    OTHER_ENGINE = "OtherEngine"
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What the status is made of. `store_error` says why the rest is unknown."""
@@ -55,12 +71,12 @@ def status_of(health: Health, before: Json, *, generation: int, now: datetime) -
     workflows = sorted({name for worker in live for name in worker.workflows})
     old = {each["type"]: each for each in before.get("conditions") or []}
 
-    def condition(kind: str, status: str, reason: str, message: str) -> Json:
+    def condition(kind: str, status: str, reason: Reason, message: str) -> Json:
         is_same = old.get(kind, {}).get("status") == status
         return {
             "type": kind,
             "status": status,
-            "reason": reason,
+            "reason": reason.value,
             "message": message[:1024],
             "lastTransitionTime": old[kind]["lastTransitionTime"] if is_same else time_of(now),
             "observedGeneration": generation,
@@ -90,37 +106,37 @@ def status_of(health: Health, before: Json, *, generation: int, now: datetime) -
     }
 
 
-def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, str, str, str]]:
+def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, str, Reason, str]]:
     away, unwatched = health.store_error, health.unwatched
     blind = "; ".join(f"{kind}: {why}" for kind, why in sorted(unwatched.items()))
     unwritten = "; ".join(f"in namespace {each}: {why}" for each, why in sorted(health.unwritten.items()))
     if away:
-        ready = ("Ready", "False", "StoreUnavailable", away)
+        ready = ("Ready", "False", Reason.STORE_UNAVAILABLE, away)
     elif not live:
-        ready = ("Ready", "False", "NoWorkers", "no worker has a valid lease; start one, or see its logs")
+        ready = ("Ready", "False", Reason.NO_WORKERS, "no worker has a valid lease; start one, or see its logs")
     elif RUNS in unwatched:
-        ready = ("Ready", "False", "NotWatching", blind)
+        ready = ("Ready", "False", Reason.NOT_WATCHING, blind)
     elif unwritten:
-        ready = ("Ready", "False", "NotMirroring", f"runs go on, but their statuses are old: {unwritten}")
+        ready = ("Ready", "False", Reason.NOT_MIRRORING, f"runs go on, but their statuses are old: {unwritten}")
     else:
-        ready = ("Ready", "True", "Ready", f"{live} workers with {workflows} workflows")
+        ready = ("Ready", "True", Reason.READY, f"{live} workers with {workflows} workflows")
     if away:
-        store = ("StoreAvailable", "False", "StoreUnavailable", away)
+        store = ("StoreAvailable", "False", Reason.STORE_UNAVAILABLE, away)
     else:
-        store = ("StoreAvailable", "True", "Available", "PostgreSQL answers")
+        store = ("StoreAvailable", "True", Reason.AVAILABLE, "PostgreSQL answers")
     if unwatched:
-        watching = ("Watching", "False", "NotWatching", blind)
+        watching = ("Watching", "False", Reason.NOT_WATCHING, blind)
     else:
-        watching = ("Watching", "True", "Watching", "all kinds are watched")
+        watching = ("Watching", "True", Reason.WATCHING, "all kinds are watched")
     if unwritten:
-        mirroring = ("Mirroring", "False", "NotMirroring", unwritten)
+        mirroring = ("Mirroring", "False", Reason.NOT_MIRRORING, unwritten)
     else:
-        mirroring = ("Mirroring", "True", "Mirroring", "statuses of runs are written")
+        mirroring = ("Mirroring", "True", Reason.MIRRORING, "statuses of runs are written")
     if others := sorted(set(health.foreign.values())):
         text = f"{len(health.foreign)} runs name another engine ({', '.join(others)[:200]}) and are left alone"
-        shared = ("RunsOfOthers", "True", "OtherEngine", text)
+        shared = ("RunsOfOthers", "True", Reason.OTHER_ENGINE, text)
     else:
-        shared = ("RunsOfOthers", "False", "None", "no run names another engine")
+        shared = ("RunsOfOthers", "False", Reason.NONE, "no run names another engine")
     return [ready, store, watching, mirroring, shared]
 
 
