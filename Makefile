@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # The newest fit interpreter: $PYTHON, or what is on PATH, or what pyenv has (which is on no PATH).
@@ -51,6 +52,16 @@ kube-bin: $(STAMP) ## Build etcd and kube-apiserver once (about 4 minutes on 2 c
 image: ## Build the image romancy:VERSION by docker or buildah (PYTHON_IMAGE=... for another base; =local makes one here)
 	@tools/image
 
+kind-up: ## A kind cluster on this machine (needs docker and kind)
+	@kind get clusters | grep -qx romancy || kind create cluster --config kind-config.yaml
+
+kind-demo: kind-up image ## The chart and a run on that cluster
+	@kind load docker-image romancy:$(VERSION) --name romancy
+	@helm upgrade --install romancy charts/romancy --kube-context kind-romancy -n romancy --create-namespace --wait --set demo.enabled=true
+	@kubectl --context kind-romancy -n romancy apply -f workflows/onboarding.yaml
+	@kubectl --context kind-romancy -n romancy wait --for=condition=Completed --timeout=60s wfr/onboarding-1
+	@kubectl --context kind-romancy -n romancy get wfr,workflowengine
+
 wheel: $(STAMP) ## Build dist/*.whl
 	@$(PY) -m build --wheel --no-isolation
 
@@ -70,4 +81,4 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: bench sim help image demo check lint test format generate kube-bin wheel requirements clean test-pods
+.PHONY: bench sim help image demo check lint test format generate kube-bin wheel requirements clean test-pods kind-up kind-demo
