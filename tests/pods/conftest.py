@@ -29,6 +29,7 @@ class Pods:
     kubeconfig: Path
     operator_image: str
     postgres_image: str
+    control_plane: cluster.PodCluster | None = None  # of the cluster that was made here
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         command = [*plane.kubectl(), "--kubeconfig", str(self.kubeconfig), *arguments]
@@ -57,7 +58,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
         kube = cluster.PodCluster.start(folder / "kube")
         try:
             kube.start_node(tars)
-            yield Pods(kube.kubeconfig, images.OPERATOR, images.POSTGRES)
+            yield Pods(kube.kubeconfig, images.OPERATOR, images.POSTGRES, kube)
         finally:
             kube.stop_node()
             kube.stop()

@@ -1,0 +1,110 @@
+"""Order sagas while pods of every kind, and the API server, are killed one after the other.
+
+CHAOS_RUNS and CHAOS_SECONDS lengthen it: 300 and 180 are what the project promises.
+"""
+
+import json
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pods.conftest import Pods, Release
+
+pytestmark = [pytest.mark.pods, pytest.mark.timeout(900)]
+
+RUNS = int(os.environ.get("CHAOS_RUNS", "60"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "45"))
+PAUSE_SECONDS = 4
+SHIPPED = ["reserve", "charge", "ship"]
+TAKEN_BACK = ["reserve", "charge", "refund", "release"]
+
+
+@pytest.fixture
+def volume(pods: Pods, tmp_path: Path) -> Iterator[None]:
+    """A volume that outlives the pod of the database."""
+    data = tmp_path / "postgres"
+    data.mkdir(mode=0o777)
+    data.chmod(0o777)
+    spec = {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(data)}}
+    volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "chaos"}, "spec": spec}
+    pods.kubectl("apply", "-f", "-", stdin=json.dumps(volume))
+    yield
+    pods.kubectl("delete", "pv", "chaos", "--wait=false")
+
+
+def killers(release: Release) -> dict[str, Callable[[], object]]:
+    """What is killed, by its name."""
+
+    def delete(pod: str) -> None:
+        release.kubectl("delete", "pod", pod, "--wait=false", "--grace-period=0", "--force")
+
+    def workers() -> list[str]:
+        found = release.get("pods", "-l", "app.kubernetes.io/name=romancy")["items"]
+        return [each["metadata"]["name"] for each in found]
+
+    def kill_leader() -> None:
+        if leader := release.leader():
+            delete(leader)
+
+    found: dict[str, Callable[[], object]] = {
+        "worker": lambda: delete(random.choice(workers())),
+        "leader": kill_leader,
+        "database": lambda: delete("romancy-demo-postgres-0"),
+    }
+    if (plane := release.pods.control_plane) is not None:
+
+        def restart_apiserver() -> None:
+            plane.kill_apiserver()
+            plane.start_apiserver()
+
+        found["API server"] = restart_apiserver
+    return found
+
+
+def all_have_ended(release: Release) -> bool:
+    return all("completionTime" in each.get("status", {}) for each in release.get("wfr")["items"])
+
+
+def test_sagas_end_right_whatever_is_killed(release: Release, volume: None) -> None:
+    """Every run ends, what is done is taken back in order or not at all, and the database says that all holds."""
+    release.install(**{"demo.storage": "1Gi"})
+    for number in range(RUNS):
+        release.apply(f"order-{number}", "saga", run=f"order-{number}", is_out_of_stock=number % 3 == 0)
+    end = time.monotonic() + SECONDS
+    kills = killers(release)
+    names = list(kills)
+    killed: list[str] = []
+    while time.monotonic() < end:
+        name = names[len(killed) % len(names)]
+        kills[name]()
+        killed.append(name)
+        time.sleep(PAUSE_SECONDS)  # the beat of the chaos
+
+    release.until(lambda: all_have_ended(release), "every run has ended", seconds=180)
+    release.kubectl("wait", "--for=condition=Ready", "pod/romancy-demo-postgres-0", "--timeout=60s")
+
+    print(f"{RUNS} runs; killed: {', '.join(killed)}")
+    statuses = {each["metadata"]["name"]: each["status"] for each in release.get("wfr")["items"]}
+    assert len(statuses) == RUNS
+    firsts: dict[str, list[str]] = defaultdict(list)
+    for what in release.effects():
+        run, _, step = what.partition(" ")
+        if step not in firsts[run]:  # a step whose pod died may have had its effect twice, never out of order
+            firsts[run].append(step)
+    for number in range(RUNS):
+        name, is_out_of_stock = f"order-{number}", number % 3 == 0
+        status = statuses[name]
+        assert status["phase"] == ("Failed" if is_out_of_stock else "Succeeded"), status
+        assert firsts[name] == (TAKEN_BACK if is_out_of_stock else SHIPPED), name
+        if is_out_of_stock:
+            assert status["failure"]["type"].endswith("OutOfStockError")
+    ended = (
+        "select run_id, number from romancy.history where kind = 'ActivityCompleted' group by 1, 2 having count(*) > 1"
+    )
+    assert release.sql(ended) == []
+    assert "all holds" in release.kubectl("exec", "deploy/romancy", "--", "romancy", "db", "verify")
