@@ -9,35 +9,34 @@ import logging
 import random as chance
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from random import Random
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
 
-from romancy import App, Client
-from romancy.base.settings import ControlSettings, DatabaseSettings, Settings, WorkerSettings
+from romancy import Client
+from romancy.base.settings import ControlSettings, DatabaseSettings, Settings
 from romancy.control.kube import Json, path_of
 from romancy.control.resources import RUNS
-from romancy.errors import RomancyError, RunCancelledError, StoreUnavailableError
+from romancy.errors import StoreUnavailableError
 from romancy.model.run import run_id_of
 from romancy.testing import MemoryDatabase
-from romancy.worker.lease import KeptByTask
-from romancy.worker.worker import Worker
 from tests.simulation import loop as loops
 from tests.simulation.invariants import BreachError, Checker
-from tests.simulation.kube import ApiServer, SimulatedKube, control
+from tests.simulation.kube import ApiServer
 from tests.simulation.loop import PROCESS, VirtualLoop
-from tests.simulation.network import Network, SimulatedStore, Weather
+from tests.simulation.network import Network, Weather
+from tests.simulation.processes import Body, DatabaseClock, Process
 from tests.simulation.trace import Trace
-from tests.simulation.workload import HOST, SERVICE, WORKFLOWS, Service, check_end, is_suspended
+from tests.simulation.users import Users
+from tests.simulation.workload import HOST, Service, check_end, is_suspended
 
-BASE: Final = datetime(2026, 1, 1, tzinfo=UTC)
 NO_SERVER: Final = "postgresql://nobody@127.0.0.1:1/simulated"
 CALM_SECONDS_MAX: Final = 1800.0
 STATEMENTS_MAX: Final = 60_000
@@ -50,27 +49,6 @@ DEFECTS: Final = frozenset({"journal_failed", "run_conflicts", "run_dropped"})
 
 MakeDatabase = Callable[["DatabaseClock"], MemoryDatabase]
 MakeWeather = Callable[[Random], Weather]
-
-
-class DatabaseClock:
-    """The server's wall clock: it may be set."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self.set_by = timedelta(0)
-
-    def now(self) -> datetime:
-        return BASE + timedelta(seconds=self._loop.time()) + self.set_by
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(max(0.0, seconds))
-
-
-class ProcessClock(DatabaseClock):
-    """A process's clocks: the wall clock may be wrong by any amount, the other one goes on while the process stands still."""
 
 
 @dataclass
@@ -90,129 +68,6 @@ class Report:
     @property
     def digest(self) -> str:
         return self.trace.digest
-
-
-@dataclass(eq=False)
-class Body(loops.Body):
-    """Something that runs: a process, or the users' program, which never dies."""
-
-    sim: "Simulation" = field(kw_only=True)
-    name: str = field(kw_only=True)
-    may_die: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        self.context = copy_context()
-        self.context.run(self._enter)
-
-    def _enter(self) -> None:
-        PROCESS.set(self)
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Run something in it."""
-        return self.sim.loop.create_task(coroutine, context=self.context.copy())
-
-    def store(self) -> SimulatedStore:
-        """A door to the database, not open yet."""
-        return SimulatedStore(self.sim.network, self, self.sim.database_settings)
-
-    def die(self, why: str) -> None:
-        """Be gone at once, as by SIGKILL."""
-        if not self.is_dead and self.may_die:
-            self.sim.loop.bury(self)
-            self.sim.deaths += 1
-            self.sim.trace.add(self.name, "DIES", why)
-            self.sim.died(self)
-
-    def stand_still(self, seconds: float) -> None:
-        """As by SIGSTOP, and go on later."""
-        if self.is_dead or self.is_frozen:
-            return
-        self.is_frozen = True
-        self.sim.trace.add(self.name, "STANDS STILL", f"for {seconds:.1f} s")
-        self.sim.later(seconds, self.go_on)
-
-    def go_on(self) -> None:
-        if self.is_frozen and not self.is_dead:
-            self.sim.trace.add(self.name, "GOES ON")
-            self.sim.loop.thaw(self)
-
-
-@dataclass(eq=False)
-class Process(Body):
-    """A process with a worker."""
-
-    build: str = field(default="build-1", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.clock = ProcessClock(self.sim.loop)
-        self.stopping = asyncio.Event()
-        self.is_started = False
-        random = self.sim.random
-        settings = WorkerSettings(
-            name=self.name,
-            build_id=self.build,
-            slots=random.choice((1, 3, 10, 50)),
-            activities_max=random.choice((2, 50)),
-            lease_seconds=self.sim.lease_seconds,
-            poll_seconds=self.sim.poll_seconds,
-            park_after_seconds=random.choice((0, 1, 3)),
-            parked_max=random.choice((0, 2, 50)),
-            drain_seconds=random.choice((0, 1, 20)),
-        )
-        self.worker = self.context.run(self._make_worker, settings)
-        self.app: App | None = None
-        self.spawn(self._live())
-        if self.sim.api is not None:
-            self.spawn(self._control(self.sim.api))
-
-    @property
-    def worker_id(self) -> int | None:
-        """Of its present life."""
-        return self.worker.id
-
-    def _make_worker(self, settings: WorkerSettings) -> Worker:
-        HOST.set(self)
-        SERVICE.set(self.sim.service)
-        worker = Worker(
-            self.store,
-            list(WORKFLOWS.values()),
-            settings,
-            clock=self.clock,
-            is_leader_expected=self.sim.is_leader_expected,
-            keep_lease=KeptByTask,
-        )
-        worker.random = Random(self.sim.random.random())
-        return worker
-
-    async def _live(self) -> None:
-        try:
-            await self.worker.start()
-        except RomancyError as error:
-            self.sim.trace.add(self.name, "EXITS", error.reason)
-        else:
-            self.app = App(self.sim.database_settings, [])
-            self.app.worker, self.app.store = self.worker, self.store()
-            await self._open(self.app.store)
-            self.is_started = True
-            await self.stopping.wait()
-            await self.worker.drain()
-            self.sim.trace.add(self.name, "DRAINED", f"holds {self.worker.runs}")
-        self.sim.loop.bury(self)
-        self.sim.died(self)
-
-    async def _control(self, api: ApiServer) -> None:
-        kube = SimulatedKube(None, None, api=api, network=self.sim.network, body=self)  # type: ignore[arg-type]
-        await control(self.sim.settings, kube, self.store, self.name, self.stopping)
-
-    async def _open(self, store: SimulatedStore) -> None:
-        while True:
-            try:
-                await store.open()
-            except RomancyError:
-                await asyncio.sleep(0.5)
-            else:
-                return
 
 
 class Simulation:
@@ -285,14 +140,15 @@ class Simulation:
             self.start_process()
         foul_seconds = random.uniform(3, 60)
         self.users.spawn(self._open_client())
+        users = Users(self)
         runs = range(random.randint(1, 7))
         self.run_ids = [run_id_of("default", f"run-{number}") for number in runs]
         for number in runs:
-            self.users.spawn(self._own(number, random.uniform(0, foul_seconds * 0.8)))
+            self.users.spawn(users.own(number, random.uniform(0, foul_seconds * 0.8)))
         if self.api is not None:
             self.objects_owned = random.randint(1, 4)
             for number in range(self.objects_owned):
-                self.users.spawn(self._own_object(self.api, number, random.uniform(0, foul_seconds * 0.8)))
+                self.users.spawn(users.own_object(self.api, number, random.uniform(0, foul_seconds * 0.8)))
         self.users.spawn(self._disturb(foul_seconds))
         await asyncio.sleep(foul_seconds)
         await self._be_calm()
@@ -365,150 +221,6 @@ class Simulation:
         """In the world outside."""
         self.loop.call_later(seconds, call, context=self._outside)
 
-    # --- users ----------------------------------------------------------------------------------------------------
-
-    async def _own(self, number: int, after_seconds: float) -> None:
-        """What one user does with one run: starts it, plays with it, and wants it to end."""
-        random = Random(f"user {self.seed}/{number}")
-        name = f"run-{number}"
-        run_id = self.run_ids[number]
-        flow, arguments = self._flow(random)
-        options = {
-            "id": name,
-            "priority": random.choice((0, 0, 5)),
-            "timeout": timedelta(seconds=random.choice((1, 20, 60))) if random.random() < 0.2 else None,
-        }
-        await asyncio.sleep(after_seconds)
-        if random.random() < 0.5:
-            await self._start_in_process(random, flow.options(**options), arguments)
-        await self._ask(f"start {name}", lambda: self.client.start(flow.options(**options), **arguments))
-        if run_id not in self.db.run:
-            self.breach(f"I4: {name} was started, and is not durable")
-        await self._play(random, name, run_id)
-        self.settled.add(run_id)
-
-    def _flow(self, random: Random) -> tuple[Any, dict[str, Any]]:
-        seed = random.randrange(1_000_000)
-        flow = random.choice(list(WORKFLOWS.values()))
-        return flow, {"seed": seed, "depth": random.randint(1, 4)} if flow.name == "sim.program" else {"seed": seed}
-
-    async def _start_in_process(self, random: Random, flow: Any, arguments: dict[str, Any]) -> None:
-        """As a program does that executes runs itself: it may die with it, and somebody starts the same run again."""
-        ready = [each for each in self.processes if each.app is not None and each.is_started and not each.is_dead]
-        if not ready:
-            return
-        process = random.choice(ready)
-        assert process.app is not None
-        app, is_waiting = process.app, random.random() < 0.3
-
-        async def start() -> None:
-            try:
-                handle = await app.start(flow, **arguments)
-                self.trace.add(process.name, "started", flow.start_options.id)
-                if handle.id not in self.db.run:
-                    self.breach(f"I4: {flow.start_options.id} was started in {process.name}, and is not durable")
-                if is_waiting:
-                    await self._result(handle, process.name)
-            except StoreUnavailableError:
-                self.trace.add(process.name, "start failed", flow.start_options.id)
-
-        task = process.spawn(start())
-        await asyncio.wait([task], timeout=random.choice((0.5, 5)))
-
-    async def _result(self, handle: Any, where: str) -> None:
-        try:
-            await handle.result()
-        except StoreUnavailableError:
-            return
-        except Exception as error:
-            found = repr(error) if not isinstance(error, RunCancelledError) else "cancelled"
-        else:
-            found = "a result"
-        self.trace.add(where, "result", f"{handle.id and self.trace.name(handle.id)} {found[:60]}")
-        if self.db.run[handle.id].phase is None:
-            self.breach(f"I4: {where} was told that run {handle.id} has ended, and it is not durable")
-
-    async def _play(self, random: Random, name: str, run_id: UUID) -> None:
-        handle = self.client.handle(run_id)
-        is_suspended = False
-        for _ in range(random.choice((0, 0, 1, 3))):
-            await asyncio.sleep(random.expovariate(0.2))
-            match random.choice(("cancel", "suspend", "resume", "suspend")):
-                case "cancel":
-                    await self._ask(f"cancel {name}", handle.cancel)
-                    messages = self.db.inbox.get(run_id, {}).values()
-                    if self.db.run[run_id].phase is None and all(row.kind != "Cancel" for row in messages):
-                        self.breach(f"I4: {name} was cancelled, and the message is not durable")
-                case "suspend":
-                    await self._ask(f"suspend {name}", handle.suspend)
-                    is_suspended = True
-                case "resume":
-                    await self._ask(f"resume {name}", handle.resume)
-                    is_suspended = False
-        if is_suspended:
-            await asyncio.sleep(random.expovariate(0.1))
-            await self._ask(f"resume {name}", handle.resume)
-
-    async def _own_object(self, api: ApiServer, number: int, after_seconds: float) -> None:
-        """What one user does with one WorkflowRun: kubectl, and nothing else."""
-        random = Random(f"kubectl {self.seed}/{number}")
-        collection = path_of(RUNS, namespace="default")
-        path = f"{collection}/object-{number}"
-        await asyncio.sleep(after_seconds)
-        self._create_object(api, random, collection, f"object-{number}")
-        for _ in range(random.choice((0, 1, 2, 4))):
-            await asyncio.sleep(random.expovariate(0.15))
-            kind = random.choice(("cancel", "suspend", "suspend", "resume", "delete", "recreate", "ttl"))
-            if path not in api.objects:
-                break
-            self.trace.add("kubectl", kind, path.rpartition("/")[2])
-            match kind:
-                case "cancel":
-                    api.change(path, cancel=True)
-                case "suspend" | "resume":
-                    api.change(path, suspend=kind == "suspend")
-                case "ttl":
-                    api.change(path, ttlSecondsAfterFinished=random.choice((0, 5, 3600)))
-                case "delete":
-                    api.delete(path)
-                case "recreate":
-                    api.delete(path)
-                    await asyncio.sleep(random.choice((0, 0, 0.5, 5)))
-                    self._create_object(api, random, collection, f"object-{number}")
-        if path in api.objects and api.objects[path]["spec"].get("suspend"):
-            await asyncio.sleep(random.expovariate(0.1))
-            if path in api.objects:
-                api.change(path, suspend=False)
-        self.objects_settled += 1
-
-    def _create_object(self, api: ApiServer, random: Random, collection: str, name: str) -> None:
-        flow, arguments = self._flow(random)
-        spec: Json = {"workflow": flow.name, "input": arguments}
-        if random.random() < 0.2:
-            spec["suspend"] = True
-        if random.random() < 0.2:
-            spec["timeout"] = random.choice(("1s", "20s"))
-        if random.random() < 0.3:
-            spec["ttlSecondsAfterFinished"] = random.choice((0, 10))
-        if random.random() < 0.3:
-            spec["deletionPolicy"] = "Orphan"
-        made = api.create(collection, {"metadata": {"name": name}, "spec": spec})
-        self.trace.add("kubectl", "create", f"{name} {self.trace.name(UUID(made['metadata']['uid']))} {spec}")
-        self.created[UUID(made["metadata"]["uid"])] = made
-
-    async def _ask(self, what: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """As a user does: again, until there is an answer."""
-        while True:
-            try:
-                await ask()
-            except StoreUnavailableError:
-                await asyncio.sleep(0.7)
-            except AttributeError:  # the client is not open yet
-                await asyncio.sleep(0.1)
-            else:
-                self.trace.add("users", what)
-                return
-
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _be_calm(self) -> None:
@@ -572,7 +284,7 @@ class Simulation:
             if was_suspended and self._resumed_after.get(run_id) != count:
                 self._resumed_after[run_id] = count
                 name = self.db.run[run_id].name
-                self.users.spawn(self._ask(f"resume {name} again", self.client.handle(run_id).resume))
+                self.users.spawn(Users(self).ask(f"resume {name} again", self.client.handle(run_id).resume))
 
     def _is_over(self) -> bool:
         are_settled = len(self.settled) == len(self.run_ids) and self.objects_settled == self.objects_owned

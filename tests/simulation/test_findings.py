@@ -18,7 +18,7 @@ from romancy.worker.execution import Left
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.simulation import DatabaseClock
+from tests.simulation.processes import DatabaseClock
 from tests.worker.doubles import STARTED_AT, Engine, settle
 
 
