@@ -137,7 +137,6 @@ class Control:
             await Leader(self._settings, self._store_of, kube, self._name).run()
         finally:
             metrics.LEADER.set(0)
-            engine.measure_nothing()
             self._led(False)
 
 
@@ -181,6 +180,7 @@ class Leader:
                         working.create_task(job, name=name)
             finally:
                 self._store = None
+                engine.measure_nothing()
                 await _close(store)
 
     def _jobs(self, store: PostgresStore) -> dict[str, Coroutine[Any, Any, None]]:
