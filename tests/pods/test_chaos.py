@@ -41,7 +41,7 @@ def killers(release: Release) -> dict[str, Callable[[], object]]:
     """What is killed, by its name."""
 
     def delete(pod: str) -> None:
-        release.kubectl("delete", "pod", pod, "--wait=false", "--grace-period=0", "--force")
+        release.kubectl("delete", "pod", pod, "--wait=false", "--grace-period=0", "--force", "--ignore-not-found")
 
     def workers() -> list[str]:
         found = release.get("pods", "-l", "app.kubernetes.io/name=romancy")["items"]
