@@ -37,7 +37,7 @@ test-pods: $(STAMP) ## Real pods on this machine: image, chart, kubelet; needs r
 	@$(PY) -m pytest tests/pods -s
 
 bench: kube-bin ## Times beside their targets: throughput, timers, recovery; they fail nothing
-	@$(PY) -m bench $(BENCH)
+	@PYTHONHASHSEED=0 $(PY) -m bench $(BENCH)
 
 format: $(STAMP) ## Format and mend what can be mended
 	@$(VENV)/bin/ruff check -q --fix operator tests tools workflows bench; $(VENV)/bin/ruff format operator tests tools workflows bench
