@@ -47,12 +47,16 @@ def killers(release: Release) -> dict[str, Callable[[], object]]:
         found = release.get("pods", "-l", "app.kubernetes.io/name=romancy")["items"]
         return [each["metadata"]["name"] for each in found]
 
+    def kill_worker() -> None:
+        if pods := workers():  # all may be gone: who makes new ones has lost the API server as well
+            delete(random.choice(pods))
+
     def kill_leader() -> None:
         if leader := release.leader():
             delete(leader)
 
     found: dict[str, Callable[[], object]] = {
-        "worker": lambda: delete(random.choice(workers())),
+        "worker": kill_worker,
         "leader": kill_leader,
         "database": lambda: delete("romancy-demo-postgres-0"),
     }
