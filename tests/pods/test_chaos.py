@@ -127,4 +127,6 @@ def test_sagas_end_right_whatever_is_killed(release: Release, volume: None) -> N
         "select run_id, number from romancy.history where kind = 'ActivityCompleted' group by 1, 2 having count(*) > 1"
     )
     assert release.sql(ended) == []
-    release.until(lambda: "all holds" in verified(release), "the database can be asked through its service", seconds=60)
+    release.until(
+        lambda: "all holds" in verified(release), "the database can be asked through its service", seconds=180
+    )

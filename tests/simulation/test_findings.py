@@ -54,6 +54,45 @@ async def test_a_run_that_gave_a_call_up_at_once_is_parked() -> None:
         assert task.done()
 
 
+@workflow(name="findings.sleeps")
+async def sleeps() -> None:
+    await asyncio.sleep(3600)
+
+
+async def test_mail_that_comes_before_a_run_is_there_is_another_run_s() -> None:
+    """Its id was taken: what was sent to the run that has it was read by the one that was about to be refused, and parked it
+    as if that had been told something (seed 12377)."""
+    engine = Engine()
+    execution, told = engine.begin(sleeps)
+    engine.row.begun = True  # by somebody else
+    task = asyncio.create_task(execution.run())
+    engine.send(execution, MessageKind.SUSPEND)
+    await settle()
+
+    engine.journal.flush()
+    await settle()
+
+    assert task.result() is Left.EXISTS
+    assert told == []
+    assert engine.row.then is None
+
+
+async def test_mail_that_comes_while_a_run_is_begun_is_read_when_it_is_there() -> None:
+    engine = Engine()
+    execution, told = engine.begin(sleeps)
+    task = asyncio.create_task(execution.run())
+    engine.send(execution, MessageKind.SUSPEND)
+    for _ in range(3):
+        await settle()
+        engine.journal.flush()
+    await settle()
+
+    assert told == [True]
+    assert isinstance(engine.row.then, Park)
+    assert engine.row.then.phase is Phase.SUSPENDED
+    assert task.result() is Left.PARKED
+
+
 @workflow(name="findings.asks")
 async def asks() -> None:
     await never("a")

@@ -111,6 +111,7 @@ class Execution:
         self.parked_until: datetime | None = None
         self._engine, self._workflow, self._claimed = engine, workflow, claimed
         self._on_begun = on_begun
+        self._is_there = begin is None  # it is a row: what comes for its id before that is another run's
         self._losses = claim.lost_count - claim.lost_noted if claim else 0
         self._phase = claim.phase if claim else Phase.RUNNING
         self._replay: Replay | None = None
@@ -230,7 +231,7 @@ class Execution:
         """Deliver what lies ready, write it, and wait for more."""
         assert self._replay is not None
         self._bell.hush()
-        if self._has_news:
+        if self._has_news and self._is_there:
             await self._read_mail()
         try:
             self._deliver_ready()
@@ -259,7 +260,7 @@ class Execution:
     async def _wait(self) -> None:
         """Until something is ready, or a timer or backoff is due."""
         seconds = self._seconds_until_due()
-        if self._delivery.has_some or self._has_news or seconds == 0:
+        if self._delivery.has_some or (self._has_news and self._is_there) or seconds == 0:
             await asyncio.sleep(0)  # more lies ready; others are let in between
             return
         await self._bell.wait(seconds)
@@ -494,6 +495,10 @@ class Execution:
         return Left.FINISHED
 
     def _tell_begun(self, has_begun: bool) -> None:
+        if has_begun and not self._is_there:
+            self._is_there = True
+            if self._has_news:
+                self._bell.ring()
         if self._on_begun is not None:
             self._on_begun(has_begun)
             self._on_begun = None
