@@ -68,10 +68,13 @@ async def test_mail_that_comes_before_a_run_is_there_is_another_run_s() -> None:
     task = asyncio.create_task(execution.run())
     engine.send(execution, MessageKind.SUSPEND)
     await settle()
+    [(write, _)] = engine.journal.queue
 
     engine.journal.flush()
     await settle()
 
+    assert write.begin is not None
+    assert write.then is None, "it has not been told anything that it could be put away for"
     assert task.result() is Left.EXISTS
     assert told == []
     assert engine.row.then is None
