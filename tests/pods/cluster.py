@@ -117,7 +117,10 @@ class PodCluster(ControlPlane):
         wait_until(self._is_ready, "the node is Ready", seconds=60)
 
     def stop_node(self) -> None:
-        """End the pods, then what runs them; leaves no process, mount, cgroup or namespace of a pod."""
+        """End the pods, then what runs them.
+
+        No process, mount or cgroup is left; a network namespace is, of a pod that did not end in time.
+        """
         kinds = "deployments,statefulsets,jobs,replicasets,pods"
         command = [*plane.kubectl(), "--kubeconfig", str(self.kubeconfig), "delete", kinds, "-A", "--all"]
         with contextlib.suppress(subprocess.TimeoutExpired):
