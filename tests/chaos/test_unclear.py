@@ -172,8 +172,9 @@ async def some_runs_and_one_fault(database: DatabaseSettings, kind: str, mode: M
             await again(lambda: app.start(hold.options(id=cancelled), cancelled))
             await again(lambda: app.start(ship.options(id=begun), begun))
             await again(lambda: far_client.start(ship.options(id=started), started))
-            while (await client.handle(cancelled).info()).phase is not Phase.WAITING:  # noqa: ASYNC110 - the database's to say
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(15):
+                while (await client.handle(cancelled).info()).phase is not Phase.WAITING:  # noqa: ASYNC110 - the database's to say
+                    await asyncio.sleep(0.01)
             await again(lambda: far_client.handle(cancelled).cancel("enough"))
 
             for label in (blocked, orphaned, begun, started):

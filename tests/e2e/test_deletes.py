@@ -68,6 +68,8 @@ async def test_deleted_while_the_watch_was_too_old(
         await engine.until(lambda: 503 in proxy.happened, "the runs are not watched")
         kube.delete("gone")
         kube.delete("orphan")
+        for name in ("gone", "orphan"):
+            assert not (await engine.client.handle(uids[name]).info()).is_done, f"{name} was deleted while it waited"
         away.times = 0
         ends = {name: await _end(engine, uids[name]) for name in ("gone", "orphan")}
         kube.apply("after", "books", input={"label": "after", "seconds": 0})

@@ -65,8 +65,10 @@ async def test_what_happened_is_counted(database: DatabaseSettings) -> None:
         with pytest.raises(WeatherError):
             await (await app.start(flow, -1)).result()
         asleep = await app.start(sleeps)
-        while (await asleep.info()).phase is not Phase.WAITING:  # noqa: ASYNC110 - the database's to say
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            # The row says so before the worker has heard of it, and the gauges are the worker's.
+            while (await asleep.info()).phase is not Phase.WAITING or app.worker.runs:  # noqa: ASYNC110 - the database's to say
+                await asyncio.sleep(0.01)
         after = await scrape(port)
 
         def grew(name: str, **labels: str) -> float:
