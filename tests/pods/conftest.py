@@ -50,7 +50,8 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
         yield Pods(Path(kubeconfig), operator, postgres)
         return
     if why := cluster.missing():
-        assert os.environ.get("CI") != "true", why
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)  # an assertion would show the whole environment
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("pods")
     tars = [images.pause(folder), images.postgres(folder), images.operator(folder)]
