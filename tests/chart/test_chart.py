@@ -11,7 +11,7 @@ import yaml
 
 from romancy.base import settings
 from tests.chart.conftest import CHART, DATABASE, Template
-from tests.control.rights import PODS, RULES, WATCH_LEASE
+from tests.control.rights import EVENTS, PODS, RULES, WATCH_LEASE
 from tests.controlplane import plane
 from tests.controlplane.plane import ControlPlane
 
@@ -91,7 +91,7 @@ def test_the_rights_are_those_that_control_is_tested_with(template: Template) ->
     engine = find(rendered, "Role", "shop-romancy-engine")["rules"]
     runs = find(rendered, "Role", "shop-romancy-runs")["rules"]
 
-    assert rights([*engine, *runs]) == rights([*RULES, PODS, WATCH_LEASE])
+    assert rights([*engine, *runs]) == rights([*RULES, PODS, WATCH_LEASE, EVENTS])
     assert not [each for each in rendered if each["kind"] == "ClusterRoleBinding"]
 
 
@@ -101,7 +101,7 @@ def test_a_whole_cluster_needs_a_cluster_role_and_nothing_else(template: Templat
     cluster = find(rendered, "ClusterRole", "here-shop-romancy-runs")["rules"]
     namespaced = find(rendered, "Role", "shop-romancy-engine")["rules"]
 
-    assert rights([*cluster, *namespaced]) == rights([*RULES, PODS, WATCH_LEASE])
+    assert rights([*cluster, *namespaced]) == rights([*RULES, PODS, WATCH_LEASE, EVENTS])
     assert {rule["resources"][0] for rule in cluster} == {"workflowruns", "workflowruns/status"}
     [container] = find(rendered, "Deployment", "shop-romancy")["spec"]["template"]["spec"]["containers"]
     assert {"name": "ROMANCY_CONTROL__WATCH_NAMESPACES", "value": ""} in container["env"]

@@ -26,12 +26,13 @@ WATCH_LEASE: Final[dict[str, Any]] = {
     "resourceNames": ["romancy"],
     "verbs": ["watch"],
 }
+EVENTS: Final[dict[str, Any]] = {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}
 PODS: Final[dict[str, Any]] = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
 
 
 def without(resource: str) -> list[dict[str, Any]]:
     """All rules, less everything about one resource."""
-    rules = [*RULES, PODS, WATCH_LEASE]
+    rules = [*RULES, PODS, WATCH_LEASE, EVENTS]
     left = [{**rule, "resources": [each for each in rule["resources"] if each != resource]} for rule in rules]
     return [rule for rule in left if rule["resources"]]
 

@@ -59,7 +59,10 @@ def test_a_healthy_engine() -> None:
         "StoreAvailable": ("True", "Available"),
         "Watching": ("True", "Watching"),
         "Mirroring": ("True", "Mirroring"),
+        "CodeFits": ("False", "Blocked"),
         "RunsOfOthers": ("False", "None"),
+        "Reconciling": ("False", "Ready"),
+        "Stalled": ("False", "Ready"),
     }
     WorkflowEngineStatus.model_validate(status)
 

@@ -7,7 +7,7 @@ import pytest
 from romancy.base.settings import Settings
 from tests.control.conftest import Controlled, claimed, eventually, finish, is_gone, status_where
 from tests.control.objects import a_run, condition, create, engine_where, path_of
-from tests.control.rights import PODS, RULES, WATCH_LEASE, allow, make_account
+from tests.control.rights import EVENTS, PODS, RULES, WATCH_LEASE, allow, make_account
 from tests.controlplane.plane import ControlPlane
 from tests.store.hands import Hands
 
@@ -23,7 +23,7 @@ def account(cluster: ControlPlane, namespace: str, settings: Settings, tmp_path:
 
 
 async def test_these_rights_suffice(cluster: ControlPlane, namespace: str, account: Settings, hands: Hands) -> None:
-    allow(cluster, namespace, [*RULES, PODS, WATCH_LEASE])
+    allow(cluster, namespace, [*RULES, PODS, WATCH_LEASE, EVENTS])
     control = Controlled(account)
     control.start()
 
@@ -39,6 +39,7 @@ async def test_these_rights_suffice(cluster: ControlPlane, namespace: str, accou
     assert len(asked) > 10
     assert [each for each in asked if each.code == 403] == []
     assert {each.resource for each in asked} == {
+        "events",
         "leases",
         "pods",
         "workflowengines",

@@ -16,7 +16,7 @@ from romancy import Handle
 from romancy.base.settings import DatabaseSettings
 from tests.chaos.fleet import Fleet, Process, all_holds
 from tests.control.faults import Fault, broken_watch, is_watch_of, proxy_before
-from tests.control.rights import PODS, RULES, WATCH_LEASE, allow, make_account, without
+from tests.control.rights import EVENTS, PODS, RULES, WATCH_LEASE, allow, make_account, without
 from tests.controlplane.fixtures import install_crds
 from tests.controlplane.plane import ControlPlane
 from tests.e2e.conftest import engine_options
@@ -80,7 +80,7 @@ async def test_rights_are_taken_away_and_given_back(
     engine: Fleet, kube: Kubernetes, cluster: ControlPlane, tmp_path: Path
 ) -> None:
     """What is missing is said in the WorkflowEngine as far as that can be written, in the log always; the rest goes on."""
-    everything = [*RULES, PODS, WATCH_LEASE]
+    everything = [*RULES, PODS, WATCH_LEASE, EVENTS]
     kubeconfig = tmp_path / "account"
     kubeconfig.write_text(make_account(cluster, kube.namespace))
     allow(cluster, kube.namespace, everything)

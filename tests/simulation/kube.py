@@ -70,6 +70,8 @@ class ApiServer:
                 if body["metadata"]["resourceVersion"] != thing["metadata"]["resourceVersion"]:
                     raise KubeError(what, code=409, word="Conflict", text="another version")
                 return self._put(target, {**thing, "spec": body["spec"]})
+            case "PATCH" if isinstance(body, dict):  # a merge patch, of an Event
+                return self._put(target, {**thing, **body})
             case "PATCH":
                 [test, add] = body
                 if test["value"] != thing["metadata"]["uid"]:

@@ -107,6 +107,13 @@ STATUS_WRITES: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+KUBERNETES_EVENTS: Final = Counter(
+    "romancy_kubernetes_events_total",
+    "Events of Kubernetes about runs and the engine, by what came of them: written, dropped (more at once than there is room "
+    "for), refused (a right is missing), failed. The statuses say it all the same.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 DUE_RUNS: Final = KnownGauge(
     "romancy_due_runs", "Runs that wait for a free slot of a worker. Only the leader has it.", registry=REGISTRY
 )

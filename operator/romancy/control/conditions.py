@@ -80,7 +80,7 @@ def of_run(run: Run, shown: Shown, *, now: datetime) -> Json:
 
 def refused(*, engine: str, generation: int, reason: str, message: str, now: datetime) -> Json:
     """The status of an object that will never be run: its spec can't be changed, so another must be made."""
-    text = f"{_cut(message, 1024)}; create another WorkflowRun"
+    text = f"{cut(message, 1024)}; create another WorkflowRun"
     conditions = [
         _condition(Type.ACCEPTED, "False", reason, text, now, generation),
         _condition(Type.COMPLETED, "True", reason, text, now, generation),
@@ -120,7 +120,7 @@ def output_path(run: Run) -> str:
 
 
 def _unstored(engine: str, generation: int, reason: str, text: str, now: datetime) -> Json:
-    text = _cut(text, 1024)
+    text = cut(text, 1024)
     return {
         "engine": engine,
         "phase": Phase.PENDING.value,
@@ -147,7 +147,7 @@ def _small_enough(run: Run, shown: Shown, now: datetime) -> Json:
 def _status(
     run: Run, shown: Shown, now: datetime, message_bytes: int, failure_bytes: int, trace_bytes: int
 ) -> dict[str, Any]:
-    message = _cut(message_of(run), message_bytes)
+    message = cut(message_of(run), message_bytes)
     stalled = stalled_since(run, shown.stalled_before, now)
     status: dict[str, Any] = {
         "engine": shown.engine,
@@ -216,7 +216,7 @@ def message_of(run: Run) -> str:
 
 def _failure(text: str, message_bytes: int, trace_bytes: int) -> Json:
     found = failure.describe(text)
-    shown: Json = {"type": _cut(found.type, 256), "message": _cut(found.message, message_bytes)}
+    shown: Json = {"type": cut(found.type, 256), "message": cut(found.message, message_bytes)}
     if found.trace and trace_bytes:
         shown["trace"] = _cut_head(found.trace, trace_bytes)  # what raised stands at the end
     return shown
@@ -239,7 +239,7 @@ def _size(status: Json) -> int:
     return len(json.dumps(status, ensure_ascii=False).encode())
 
 
-def _cut(text: str, bytes_max: int) -> str:
+def cut(text: str, bytes_max: int) -> str:
     data = text.encode(errors="replace")
     if len(data) <= bytes_max:
         return data.decode()

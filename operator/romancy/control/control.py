@@ -12,22 +12,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import kopf
 
 from romancy.base import log, metrics
 from romancy.base.settings import Settings, worker_name
-from romancy.control import engine, jobs, loops, pods, resources, runs, startup, ttl
+from romancy.control import engine, jobs, loops, news, pods, resources, runs, startup, ttl
 from romancy.control.engine import Engine
 from romancy.control.intake import Intake
-from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, path_of
+from romancy.control.kube import KUBE_ERRORS, Kube, KubeError, Target, path_of
 from romancy.control.leader import Elector
 from romancy.control.mirror import Mirror
 from romancy.control.resources import ENGINES, RUNS
 from romancy.control.runs import Seen
 from romancy.control.startup import PODS
 from romancy.errors import StoreError
+from romancy.model.run import Phase, Run
+from romancy.store.interface import Store, WorkerId
 from romancy.store.postgres import PostgresStore
 
 logger = log.get(__name__)
@@ -148,14 +150,18 @@ class Leader:
         self._store_of, self._kube = store_of, kube
         self._loop = asyncio.get_running_loop()
         bucket = jobs.TokenBucket(self._control.status_writes_per_second)
-        self._engine = Engine(kube, self._control, leader=name)
-        self._mirror = Mirror(kube, self._control, bucket, gone=self._file, told=self._engine.look_again)
+        self._recorder = news.Recorder(kube, name)
+        self._engine = Engine(kube, self._control, leader=name, tell=self._recorder.put, lost=self._tell_lost)
+        self._mirror = Mirror(
+            kube, self._control, bucket, gone=self._file, told=self._engine.look_again, shown=self._run_shown
+        )
         self._intake = Intake(
             kube,
             runs.Rules.of(settings),
             self._control,
             settled=self._mirror.settled,
             started=partial(self._engine.look_soon, counts=False),
+            unrun=self._tell_unrun,
         )
         self._expiry = ttl.Expiry(kube, self._control, bucket)
         self._engine.unwritten = self._mirror.refused
@@ -168,11 +174,29 @@ class Leader:
     def _file(self, seen: Seen) -> None:
         self._intake.file(seen)
 
+    def _run_shown(self, run: Run, version: int, was_stalled: bool) -> None:
+        self._recorder.run_shown(run, version, was_stalled=was_stalled)
+        if (run.phase is Phase.BLOCKED) != was_stalled:
+            self._engine.look_soon(counts=True)  # who rolls out new code waits to see what it blocks
+
+    def _tell_unrun(self, seen: Seen, reason: str, text: str) -> None:
+        target = Target(RUNS, seen.namespace, seen.name, seen.uid)
+        self._recorder.put(news.of_refused(target, reason, text, seen.generation))
+
+    async def _tell_lost(self, store: Store, worker_id: WorkerId, run_ids: Sequence[UUID]) -> None:
+        """Tell of runs whose worker was buried. What can't be asked now is not told: the runs go on all the same."""
+        if not run_ids:
+            return
+        with contextlib.suppress(StoreError):
+            rows = await store.read_resources(run_ids[: news.WAITING_MAX])
+            self._recorder.put(*news.of_lost_worker(rows.values(), self._engine.name_of(worker_id), worker_id))
+
     async def run(self) -> None:
         """Everything side by side, until it is cancelled or something fails that must not."""
         async with asyncio.TaskGroup() as watching:
             watching.create_task(self._watch_runs(), name="watch runs")
             watching.create_task(self._watch_engine(), name="watch engine")
+            watching.create_task(self._recorder.run(), name="events")
             store = self._store = await self._open_store()
             try:
                 async with asyncio.TaskGroup() as working:
@@ -245,8 +269,10 @@ class Leader:
     async def _bury_pods(self, store: PostgresStore) -> None:
         while True:
             pod_uid = await self._pods.get()
-            if await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid)):
+            if buried := await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid)):
                 self._engine.look_soon(counts=True)
+                for worker_id, freed in buried.items():
+                    await self._tell_lost(store, worker_id, freed)
 
     async def _show(self, store: PostgresStore) -> None:
         health = await self._engine.look(store, self._intake.foreign)

@@ -83,10 +83,15 @@ def _workflow_engine() -> dict[str, Any]:
             _column("Open", ".status.backlog.open", "Runs that have not ended", kind="integer"),
             _column("Due", ".status.backlog.due", "Runs that wait for a free worker", kind="integer"),
             _column("Blocked", ".status.backlog.blocked", "Runs that need somebody", kind="integer"),
+            _column("Oldest", ".status.backlog.oldestDue", "How long the longest due run has waited"),
+            _column("Build", ".status.versions[0].build", "The newest code that live workers run", priority=1),
             _column("Version", ".status.version", "Version of the leader"),
             _column("Age", ".metadata.creationTimestamp", "Since the object was created", kind="date"),
             _column("Leader", ".status.leader", "The process that leads", priority=1),
             _column("Message", '.status.conditions[?(@.type=="Ready")].message', "Why it is (not) ready", priority=1),
+            _column(
+                "Code", '.status.conditions[?(@.type=="CodeFits")].message', "Runs that the code blocks", priority=1
+            ),
         ],
     )
 

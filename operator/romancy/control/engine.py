@@ -6,7 +6,7 @@ chart can't be installed with it.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,10 +17,13 @@ import kopf
 
 from romancy.base import log, metrics
 from romancy.base.settings import ControlSettings
+from romancy.control import news
 from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
 from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
 from romancy.errors import StoreError
-from romancy.store.interface import Backlog, Store, WorkerRow
+from romancy.model.run import Phase, Run
+from romancy.store.interface import Backlog, RunFilter, Store, WorkerId, WorkerRow
+from romancy.store.migrate import schema_version
 
 logger = log.get(__name__)
 
@@ -34,17 +37,24 @@ of a run is held back: so that says already that nobody has its workflow, and an
 COUNTS_SECONDS: Final = 15.0
 """A status in which only counts have changed is written so often: each write goes to etcd."""
 WORKFLOWS_MAX: Final = 200
+VERSIONS_MAX: Final = 20
+BLOCKED_NAMED_MAX: Final = 10
+"""Runs that the condition CodeFits names."""
 NO_BACKLOG: Final = Backlog(due=0, held=0, open=0, blocked=0, oldest_due_seconds=0)
 
 
 class Reason(StrEnum):
-    """Why a condition of the WorkflowEngine is as it is. Each has a page in docs/errors."""
+    """Why a condition of the WorkflowEngine is as it is, or what an Event tells of it. Each has a page in docs/errors."""
 
     READY = "Ready"
     AVAILABLE = "Available"
     WATCHING = "Watching"
     MIRRORING = "Mirroring"
+    FITS = "Fits"
+    BLOCKED = "Blocked"
     NONE = "None"
+    LEADING = "Leading"
+    MIGRATED = "Migrated"
     STORE_UNAVAILABLE = "StoreUnavailable"
     NO_WORKERS = "NoWorkers"
     NOT_WATCHING = "NotWatching"
@@ -59,6 +69,7 @@ class Health:
     leader: str
     workers: tuple[WorkerRow, ...] = ()
     backlog: Backlog = NO_BACKLOG
+    blocked: tuple[Run, ...] = ()  # some of them
     foreign: Mapping[UUID, str] = field(default_factory=dict)
     store_error: str = ""
     unwatched: Mapping[str, str] = field(default_factory=dict)  # kind -> why
@@ -85,15 +96,17 @@ def status_of(health: Health, before: Json, *, generation: int, now: datetime) -
     status: Json = {
         "observedGeneration": generation,
         "version": engine_version(),
+        "schemaVersion": schema_version(),
         "leader": health.leader,
         "conditions": [condition(*each) for each in _conditions(health, len(live), len(workflows))],
     }
     if health.store_error:  # the counts are those of before: nothing newer is known
-        kept = ("workers", "workflowCount", "workflows", "backlog")
+        kept = ("workers", "versions", "workflowCount", "workflows", "backlog")
         return {**status, **{name: before[name] for name in kept if name in before}}
     return {
         **status,
         "workers": len(live),
+        "versions": versions_of(live)[:VERSIONS_MAX],
         "workflowCount": len(workflows),
         "workflows": workflows[:WORKFLOWS_MAX],
         "backlog": {
@@ -104,6 +117,38 @@ def status_of(health: Health, before: Json, *, generation: int, now: datetime) -
             "oldestDue": duration_of(health.backlog.oldest_due_seconds),
         },
     }
+
+
+def versions_of(live: Iterable[WorkerRow]) -> list[Json]:
+    """The builds of the workflows' code that live workers run, the one that came last first. Pure."""
+    by_build: dict[tuple[str, str], list[WorkerRow]] = {}
+    for worker in live:
+        by_build.setdefault((worker.build_id, worker.python), []).append(worker)
+    newest = sorted(by_build.items(), key=lambda each: max(worker.started_at for worker in each[1]), reverse=True)
+    return [
+        {
+            "build": build[:64],
+            "python": python[:16],
+            "workers": len(workers),
+            "draining": sum(worker.is_draining for worker in workers),
+        }
+        for (build, python), workers in newest
+    ]
+
+
+def _fit(health: Health) -> tuple[str, str, Reason, str]:
+    """Whether the code that is there can go on with all runs: whoever rolls new code out waits for this one."""
+    if health.store_error:
+        return ("CodeFits", "Unknown", Reason.STORE_UNAVAILABLE, health.store_error)
+    if not (count := max(health.backlog.blocked, len(health.blocked))):
+        return ("CodeFits", "True", Reason.FITS, "no run is Blocked")
+    names = ", ".join(f"{run.namespace}/{run.name} ({run.reason})" for run in health.blocked[:BLOCKED_NAMED_MAX])
+    more = f" and {count - len(health.blocked)} more" if count > len(health.blocked) else ""
+    text = (
+        f"{count} {'run is' if count == 1 else 'runs are'} Blocked: no live build can go on with {names}{more}. Nothing is "
+        "lost; each goes on by itself when a worker with a build that fits it appears"
+    )
+    return ("CodeFits", "False", Reason.BLOCKED, text)
 
 
 def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, str, Reason, str]]:
@@ -137,13 +182,26 @@ def _conditions(health: Health, live: int, workflows: int) -> list[tuple[str, st
         shared = ("RunsOfOthers", "True", Reason.OTHER_ENGINE, text)
     else:
         shared = ("RunsOfOthers", "False", Reason.NONE, "no run names another engine")
-    return [ready, store, watching, mirroring, shared]
+    # What kstatus (Flux, Argo CD) looks for: what mends itself is on its way, what needs somebody has failed.
+    is_stuck = ready[2] in {Reason.NOT_WATCHING, Reason.NOT_MIRRORING}
+    reconciling = ("Reconciling", str(ready[1] == "False" and not is_stuck), *ready[2:])
+    stalled = ("Stalled", str(is_stuck), *ready[2:])
+    return [ready, store, watching, mirroring, _fit(health), shared, reconciling, stalled]
 
 
 class Engine:
     """Keeps the object there and its status true. Belongs to control's loop."""
 
-    def __init__(self, kube: Kube, settings: ControlSettings, *, leader: str) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        settings: ControlSettings,
+        *,
+        leader: str,
+        tell: Callable[..., None],
+        lost: Callable[[Store, WorkerId, Sequence[UUID]], Awaitable[None]],
+    ) -> None:
+        self._tell, self._lost = tell, lost
         self._kube, self._settings, self._leader = kube, settings, leader
         self._path = path_of(ENGINES, namespace=settings.namespace, name=settings.engine)
         self._target: Target | None = None
@@ -154,7 +212,7 @@ class Engine:
         self._misses = 0
         self._looking_soon: asyncio.TimerHandle | None = None
         self._workers: tuple[WorkerRow, ...] = ()
-        self._backlog = NO_BACKLOG
+        self._backlog, self._blocked = NO_BACKLOG, tuple[Run, ...]()
         self._must_count = True
         self._count_at = 0.0  # at the latest
         self.store_error = ""
@@ -244,6 +302,10 @@ class Engine:
             if self._must_count or now >= self._count_at:
                 self._must_count = False
                 self._workers, self._backlog = tuple(await store.list_workers()), await store.backlog()
+                where = RunFilter(phases=frozenset({Phase.BLOCKED}))
+                self._blocked = (
+                    tuple(await store.list_runs(where, limit=BLOCKED_NAMED_MAX)) if self._backlog.blocked else ()
+                )
                 is_ready = any(not worker.is_expired for worker in self._workers)
                 self._count_at = now + (EVERY_SECONDS if is_ready else NOT_READY_SECONDS)
                 measure(self._workers, self._backlog)
@@ -253,7 +315,7 @@ class Engine:
             measure_nothing()
             self.store_error = error.message
             return self.blind(foreign)
-        return self._health(foreign, workers=self._workers, backlog=self._backlog)
+        return self._health(foreign, workers=self._workers, backlog=self._backlog, blocked=self._blocked)
 
     def blind(self, foreign: Mapping[UUID, str]) -> Health:
         """What is known while the store does not answer."""
@@ -268,6 +330,10 @@ class Engine:
             **known,
         )
 
+    def name_of(self, worker_id: WorkerId) -> str:
+        """A worker that was listed, in words; it may be buried by now."""
+        return next((each.name for each in self._workers if each.id == worker_id), f"of id {worker_id}")
+
     async def show(self, health: Health) -> None:
         """Write the status if it says something new; counts alone not each time."""
         target = await self.ensure()
@@ -280,14 +346,16 @@ class Engine:
         if not await self._kube.patch_status(target, status):
             self.missed()
             return
+        self._tell(*news.of_engine(target, self._written, status, self._leader))
         self._written, self._written_at = status, now
 
     async def bury_expired(self, store: Store) -> None:
         """Bury every worker that has given no sign of life for too long: its runs go on elsewhere."""
         for worker_id in await store.expired_workers():
             try:
-                await store.bury_worker(worker_id)
+                freed = await store.bury_worker(worker_id)
                 self.look_soon(counts=True)
+                await self._lost(store, worker_id, freed)
             except StoreError as error:  # something holds its rows: others must not wait for that
                 logger.warning(
                     "burial_failed", worker_id=worker_id, error=error.message, hint="the next tick tries again"

@@ -48,7 +48,7 @@ LISTS_MAX: Final = 5
 
 class Intake:
     """Belongs to control's loop. `settled` is called with each object that the store knows now, and the row before;
-    `started` when there are new runs.
+    `started` when there are new runs; `unrun` with each object that is no run: the reason and its text.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class Intake:
         *,
         settled: Callable[[Seen, ResourceRow | None], None],
         started: Callable[[], None],
+        unrun: Callable[[Seen, str, str], None] = lambda _seen, _reason, _text: None,
     ) -> None:
         self._kube, self._rules, self._settings, self._settled = kube, rules, settings, settled
-        self._started = started
+        self._started, self._unrun = started, unrun
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
         self._told: set[UUID] = set()
@@ -178,6 +179,8 @@ class Intake:
                 logger.error("run_lost", namespace=seen.namespace, name=seen.name, uid=str(seen.uid))
                 answers.append((seen, conditions.lost(engine=engine, generation=seen.generation, now=now)))
         await self._write(answers)
+        for seen, status in answers:
+            self._unrun(seen, status["reason"], status["message"])
 
     async def tell_store_away(self, message: str) -> None:
         """Say in the status of new objects that the database is away, once each."""

@@ -83,7 +83,7 @@ class Contradiction:
 
 class Mirror:
     """Belongs to control's loop. `gone` is called with an object's state when it is found to be no more, `told` when
-    `refused` has changed.
+    `refused` has changed, `shown` with each new state of a run that was written, and whether it was shown as Stalled before.
 
     Attributes:
         refused: by namespace, why no status is written there.
@@ -97,9 +97,10 @@ class Mirror:
         *,
         gone: Callable[[Seen], None],
         told: Callable[[], None],
+        shown: Callable[[Run, int, bool], None],
     ) -> None:
         self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
-        self._told = told
+        self._told, self._shown = told, shown
         self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
         self._woken = asyncio.Event()
         self.refused: dict[str, str] = {}
@@ -282,7 +283,8 @@ class Mirror:
         """
         run = each.run
         now = datetime.now(UTC)
-        stalled = conditions.stalled_since(run, self._stalled.get(run.id), now)
+        before = self._stalled.get(run.id)
+        stalled = conditions.stalled_since(run, before, now)
         shown = Shown(
             engine=self._settings.engine,
             generation=self._generations.get(run.id),
@@ -313,8 +315,11 @@ class Mirror:
         if not is_there:
             logger.info("resource_gone", namespace=run.namespace, name=run.name, run_id=str(run.id))
             self._gone(Seen.missing(run.id, run.namespace, run.name))
-        elif stalled.is_true or run.id in self._stalled:
-            self._stalled[run.id] = stalled
+        else:
+            if stalled.is_true or run.id in self._stalled:
+                self._stalled[run.id] = stalled
+            if each.version != NO_VERSION:
+                self._shown(run, each.version, before is not None and before.is_true)
         if run.is_done or not is_there:
             self._forget(run.id)
         return True

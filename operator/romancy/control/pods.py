@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, Final
+from uuid import UUID
 
 import kopf
 
@@ -31,10 +32,8 @@ def add_handlers(registry: kopf.OperatorRegistry, file: Callable[[str], None]) -
             file(pod["metadata"]["uid"])
 
 
-async def bury_workers_of(store: Store, pod_uid: str) -> list[WorkerId]:
-    """Free the runs of every worker that lived in this pod. Returns who that was."""
+async def bury_workers_of(store: Store, pod_uid: str) -> dict[WorkerId, list[UUID]]:
+    """Free the runs of every worker that lived in this pod. Returns who that was, and what they held."""
     if worker_ids := await store.workers_of_pod(pod_uid):
         logger.info("pod_gone", pod_uid=pod_uid, workers=worker_ids)
-    for worker_id in worker_ids:
-        await store.bury_worker(worker_id, even_if_alive=True)
-    return worker_ids
+    return {worker_id: await store.bury_worker(worker_id, even_if_alive=True) for worker_id in worker_ids}

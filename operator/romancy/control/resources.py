@@ -222,6 +222,19 @@ class Backlog(_Part):
     """How long the run that has waited longest for a worker has waited."""
 
 
+class Build(_Part):
+    """Workers that run the same code."""
+
+    build: Annotated[str, Field(max_length=64)] = ""
+    """Id of the workflows' code: a digest of their files, or `settings.worker.build_id`."""
+    python: Annotated[str, Field(max_length=16)] = ""
+    """Python's minor version: a run keeps the one that it began on."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Workers of this build with a valid lease."""
+    draining: Annotated[int, Field(ge=0)] = 0
+    """Those of them that are about to end."""
+
+
 class WorkflowEngineStatus(_Part):
     """The health of one engine in one object; written by the pod that leads."""
 
@@ -229,10 +242,14 @@ class WorkflowEngineStatus(_Part):
     """The generation of the spec that the engine has acted on."""
     version: Annotated[str, Field(max_length=64)] = ""
     """Version of the leader."""
+    schema_version: Annotated[int, Field(ge=0)] = 0
+    """Version of the leader's database schema."""
     leader: Annotated[str, Field(max_length=253)] = ""
     """Name of the process that leads."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Workers with a valid lease."""
+    versions: Annotated[list[Build], Field(max_length=20)] = []
+    """Builds of the workflows' code that live workers run, the one that came last first."""
     backlog: Backlog = Backlog()
     """Open runs, counted."""
     workflows: Annotated[list[Annotated[str, Field(max_length=WORKFLOW_MAX)]], Field(max_length=200)] = []
@@ -240,7 +257,7 @@ class WorkflowEngineStatus(_Part):
     workflow_count: Annotated[int, Field(ge=0)] = 0
     """How many workflows live workers have."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=_CONDITIONS)] = []
-    """Ready, StoreAvailable, Watching, Mirroring and RunsOfOthers."""
+    """Ready, StoreAvailable, Watching, Mirroring, CodeFits, RunsOfOthers, Reconciling and Stalled."""
 
 
 def seconds_of(duration: str) -> float:

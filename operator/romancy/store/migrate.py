@@ -4,6 +4,7 @@ What drops something comes a release later, so that two versions can run side by
 schema refuses to start instead of writing what the newer one does not expect.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -39,6 +40,12 @@ def migrations() -> list[Migration]:
     found.sort(key=lambda migration: migration.number)
     assert [migration.number for migration in found] == list(range(1, len(found) + 1)), "migrations have gaps"
     return found
+
+
+@functools.cache
+def schema_version() -> int:
+    """The version of the schema that this code brings."""
+    return migrations()[-1].number
 
 
 async def migrate(settings: DatabaseSettings, *, only_check: bool = False) -> list[int]:
