@@ -127,7 +127,8 @@ async def status_where(
 
     def ask() -> dict[str, Any]:
         thing = read(plane, namespace, name)
-        return thing if "status" in thing and is_so(thing["status"]) else {}
+        is_shown = set(thing.get("status", {})) - {"observedGeneration"}  # which alone every new object has
+        return thing if is_shown and is_so(thing["status"]) else {}
 
     found: dict[str, Any] = await eventually(ask, what, **how)
     return found

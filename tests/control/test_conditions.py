@@ -69,6 +69,7 @@ def test_a_run_that_succeeded() -> None:
         "Completed": ("True", "Succeeded", "2026-01-01T12:00:03Z"),
         "Succeeded": ("True", "Succeeded", "2026-01-01T12:00:03Z"),
         "Stalled": ("False", "Succeeded", "2026-01-01T12:00:00Z"),
+        "Reconciling": ("False", "Succeeded", "2026-01-01T12:00:03Z"),
     }
 
 
@@ -99,7 +100,7 @@ def test_a_run_that_succeeded() -> None:
             "True",
             "at position 3 (nothing is lost: it goes on when a worker can run it)",
         ),
-        (a_run(Phase.FAILED, reason="WorkflowFailed", message="boom"), "False", "False", "boom"),
+        (a_run(Phase.FAILED, reason="WorkflowFailed", message="boom"), "False", "True", "boom"),
         (a_run(Phase.CANCELLED, reason="Deleted"), "False", "False", "the run ended as Cancelled"),
         (a_run(Phase.SUCCEEDED), "True", "False", "the workflow returned"),
     ],
@@ -196,7 +197,8 @@ def test_a_refusal_is_an_end() -> None:
         "Accepted": ("False", "TooLarge"),
         "Completed": ("True", "TooLarge"),
         "Succeeded": ("False", "TooLarge"),
-        "Stalled": ("False", "TooLarge"),
+        "Stalled": ("True", "TooLarge"),
+        "Reconciling": ("False", "TooLarge"),
     }
     assert status["message"] == "too large; create another WorkflowRun"
     WorkflowRunStatus.model_validate(status)

@@ -417,7 +417,7 @@ async def test_another_engines_objects_are_left_alone(
     engine = await eventually(lambda: engine_where(cluster, namespace, "RunsOfOthers", "True"), "it is said")
 
     assert claim.run_id != UUID(theirs["metadata"]["uid"])
-    assert read(cluster, namespace, "theirs")["status"] == {"engine": "other"}
+    assert read(cluster, namespace, "theirs")["status"] == {"engine": "other", "observedGeneration": -1}
     assert "1 runs name another engine (other)" in condition(engine, "RunsOfOthers")["message"]
 
 

@@ -83,7 +83,7 @@ class Kubernetes:
         end = time.monotonic() + seconds
         while True:
             status: dict[str, Any] = self.plane.call("GET", f"{self.path}/{name}").get("status", {})
-            if status and holds(status):
+            if "phase" in status and holds(status):
                 return status
             assert time.monotonic() < end, f"{name}: never {what}: {json.dumps(status)}"
             await asyncio.sleep(0.05)

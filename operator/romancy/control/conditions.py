@@ -30,6 +30,7 @@ class Type(StrEnum):
     COMPLETED = "Completed"
     SUCCEEDED = "Succeeded"
     STALLED = "Stalled"
+    RECONCILING = "Reconciling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,20 @@ def is_stalled(run: Run) -> bool:
     return run.phase is Phase.BLOCKED or run.reason in {Reason.WORKFLOW_NOT_REGISTERED, Reason.STORE_UNAVAILABLE}
 
 
+def shows_stalled(run: Run) -> bool:
+    """Whether the condition Stalled is True: the run can't go on, or ended as Failed.
+
+    For a run that failed it is what kstatus asks for (Flux, and whoever computes health from conditions): it would take
+    such a run for well otherwise.
+    """
+    return is_stalled(run) or run.phase is Phase.FAILED
+
+
 def stalled_since(run: Run, before: Stalled | None, now: datetime) -> Stalled:
     """The state of the condition Stalled, with a time that changes only when the state does."""
-    is_true = is_stalled(run)
+    is_true = shows_stalled(run)
     if before is None:
-        return Stalled(is_true, now if is_true else run.created_at)
+        return Stalled(is_true, (run.finished_at or now) if is_true else run.created_at)
     return before if before.is_true == is_true else Stalled(is_true, now)
 
 
@@ -85,7 +95,8 @@ def refused(*, engine: str, generation: int, reason: str, message: str, now: dat
         _condition(Type.ACCEPTED, "False", reason, text, now, generation),
         _condition(Type.COMPLETED, "True", reason, text, now, generation),
         _condition(Type.SUCCEEDED, "False", reason, text, now, generation),
-        _condition(Type.STALLED, "False", reason, "the run has ended", now, generation),
+        _condition(Type.STALLED, "True", reason, text, now, generation),
+        _condition(Type.RECONCILING, "False", reason, "there is no run", now, generation),
     ]
     return {
         "engine": engine,
@@ -131,6 +142,7 @@ def _unstored(engine: str, generation: int, reason: str, text: str, now: datetim
             _condition(Type.COMPLETED, "False", Phase.PENDING.value, text, now, generation),
             _condition(Type.SUCCEEDED, "Unknown", Phase.PENDING.value, text, now, generation),
             _condition(Type.STALLED, "True", reason, text, now, generation),
+            _condition(Type.RECONCILING, "False", reason, "the run is not stored", now, generation),
         ],
     }
 
@@ -172,6 +184,11 @@ def _status(
 def _conditions(run: Run, generation: int | None, message: str, stalled: Stalled) -> list[Json]:
     word = run.reason[:64] or run.phase.value
     ended_at = run.finished_at or run.created_at
+    is_moving = not (run.is_done or stalled.is_true or run.phase is Phase.SUSPENDED)
+    if is_moving:
+        moving_text = "the run has not ended"
+    else:
+        moving_text = "the run has ended" if run.is_done else "the run does not go on by itself now"
     stalled_text = message if stalled.is_true else "the run has ended" if run.is_done else "the run is not stalled"
     return [
         _condition(
@@ -180,6 +197,8 @@ def _conditions(run: Run, generation: int | None, message: str, stalled: Stalled
         _condition(Type.COMPLETED, "True" if run.is_done else "False", word, message, ended_at, generation),
         _condition(Type.SUCCEEDED, _success(run.phase), word, message, ended_at, generation),
         _condition(Type.STALLED, str(stalled.is_true), word, stalled_text, stalled.since, generation),
+        # What the row can't say either, and nobody waits for: since when. The start or the end is near enough.
+        _condition(Type.RECONCILING, str(is_moving), word, moving_text, ended_at, generation),
     ]
 
 

@@ -52,6 +52,8 @@ def _workflow_run() -> dict[str, Any]:
         spec=resources.WorkflowRunSpec,
         status=resources.WorkflowRunStatus,
         is_spec_required=True,
+        # So kstatus (Flux, and others) does not take an object for well that no engine has seen yet.
+        first_status={"observedGeneration": -1},
         selectable=[".spec.workflow", ".status.phase"],
         columns=[
             _column("Workflow", ".spec.workflow", "The workflow that runs"),
@@ -75,6 +77,7 @@ def _workflow_engine() -> dict[str, Any]:
         spec=resources.WorkflowEngineSpec,
         status=resources.WorkflowEngineStatus,
         is_spec_required=False,
+        first_status={},
         selectable=[],
         columns=[
             _column("Ready", '.status.conditions[?(@.type=="Ready")].status', "Runs make progress"),
@@ -105,6 +108,7 @@ def _definition(
     spec: type[BaseModel],
     status: type[BaseModel],
     is_spec_required: bool,
+    first_status: dict[str, Any],
     selectable: list[str],
     columns: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def _definition(
                 "properties": {"name": {"type": "string", "maxLength": resources.NAME_MAX}},
             },
             "spec": structural(spec),
-            "status": structural(status),
+            "status": {**structural(status), **({"default": first_status} if first_status else {})},
         },
     }
     version = {

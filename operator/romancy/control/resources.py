@@ -171,8 +171,8 @@ class WorkflowRunStatus(_Part):
 
     engine: Annotated[str, Field(max_length=NAME_MAX)] = ""
     """Name of the engine that runs it; other engines leave the object alone."""
-    observed_generation: Annotated[int | None, Field(ge=0, json_schema_extra={"format": "int64"})] = None
-    """The generation of the spec that the engine has acted on."""
+    observed_generation: Annotated[int | None, Field(ge=-1, json_schema_extra={"format": "int64"})] = None
+    """The generation of the spec that the engine has acted on; -1: none yet."""
     run_id: Annotated[str, Field(max_length=36)] = ""
     """Id of the run in PostgreSQL, the API and logs: this object's uid."""
     phase: Phase | None = None
@@ -200,7 +200,7 @@ class WorkflowRunStatus(_Part):
     failure: Failure | None = None
     """The error that ended the run."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=_CONDITIONS)] = []
-    """Accepted, Completed, Succeeded and Stalled."""
+    """Accepted, Completed, Succeeded, Stalled and Reconciling."""
 
 
 class WorkflowEngineSpec(_Part):
