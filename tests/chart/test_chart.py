@@ -102,7 +102,7 @@ def test_a_whole_cluster_needs_a_cluster_role_and_nothing_else(template: Templat
     namespaced = find(rendered, "Role", "shop-romancy-engine")["rules"]
 
     assert rights([*cluster, *namespaced]) == rights([*RULES, PODS, WATCH_LEASE, EVENTS])
-    assert {rule["resources"][0] for rule in cluster} == {"workflowruns", "workflowruns/status"}
+    assert {rule["resources"][0] for rule in cluster} == {"workflowruns", "workflowruns/status", "events"}
     [container] = find(rendered, "Deployment", "shop-romancy")["spec"]["template"]["spec"]["containers"]
     assert {"name": "ROMANCY_CONTROL__WATCH_NAMESPACES", "value": ""} in container["env"]
 

@@ -155,6 +155,48 @@ CREATE VIEW romancy.run_shown AS
      LEFT JOIN romancy.due ON ((due.id = run.id)))
      LEFT JOIN romancy.worker ON ((worker.id = due.worker_id)));
 
+CREATE VIEW romancy.scale AS
+ WITH RECURSIVE used(priority, queue) AS (
+        ( SELECT due.priority,
+            due.queue
+           FROM romancy.due
+          WHERE (due.wake_at IS NOT NULL)
+          ORDER BY due.priority, due.queue
+         LIMIT 1)
+        UNION ALL
+         SELECT following.priority,
+            following.queue
+           FROM used,
+            LATERAL ( SELECT due.priority,
+                    due.queue
+                   FROM romancy.due
+                  WHERE ((due.wake_at IS NOT NULL) AND (ROW(due.priority, due.queue) > ROW(used.priority, used.queue)))
+                  ORDER BY due.priority, due.queue
+                 LIMIT 1) following
+        ), coming AS (
+         SELECT count(*) FILTER (WHERE (found.wake_at <= now())) AS due,
+            count(*) FILTER (WHERE (found.wake_at > now())) AS soon
+           FROM used,
+            LATERAL ( SELECT due.wake_at
+                   FROM romancy.due
+                  WHERE ((due.priority = used.priority) AND (due.queue = used.queue) AND (due.wake_at <= (now() + '00:00:30'::interval)) AND (due.reason <> 'WorkflowNotRegistered'::text))
+                  ORDER BY due.wake_at
+                 LIMIT 10000) found
+        ), held AS (
+         SELECT count(*) AS held
+           FROM ( SELECT
+                   FROM romancy.due
+                  WHERE (due.worker_id IS NOT NULL)
+                  ORDER BY due.worker_id
+                 LIMIT 10000) found
+        )
+ SELECT ((coming.due + coming.soon) + held.held) AS runs,
+    coming.due,
+    coming.soon,
+    held.held
+   FROM coming,
+    held;
+
 ALTER TABLE romancy.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME romancy.worker_id_seq
     START WITH 1

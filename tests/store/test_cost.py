@@ -38,6 +38,8 @@ async def test_a_claim_among_a_million_sleeping_runs(
         nothing, without = await _claim(connection, worker.id)
         await store.start_runs([a_new_run()])
         one, with_one = await _claim(connection, worker.id)
+        await filling.execute("update due set reason = 'WorkflowNotRegistered' where queue = 'unknown'")
+        scale, to_scale = await _scale(filling)
         await filling.execute("truncate due, run")
     finally:
         await connection.close()
@@ -45,6 +47,45 @@ async def test_a_claim_among_a_million_sleeping_runs(
     assert (nothing, one) == (0, 1)
     assert without < PAGES_MAX, f"{without} pages for nothing"
     assert with_one < PAGES_MAX, f"{with_one} pages for one run"
+    # The unknown ones are looked through, as they are by `strand`; the sleeping ones are not.
+    assert scale == {"runs": 1, "due": 0, "soon": 0, "held": 1}
+    assert to_scale < UNKNOWN * 3, f"{to_scale} pages to scale"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_what_the_scaler_asks_among_a_million_sleeping_runs(
+    database: DatabaseSettings, store: PostgresStore, connect: Any
+) -> None:
+    filling = await connect()
+    await filling.execute(f"""
+        insert into due (id, queue, workflow, priority, phase, wake_at)
+        select gen_random_uuid(), 'flow-' || nth % 20, 'flow', nth % 3, 'Waiting', now() + nth * interval '1 s' + interval '1 h'
+          from generate_series(1, {SLEEPING}) as nth;
+    """)
+    await filling.execute("""
+        insert into due (id, queue, workflow, priority, phase, wake_at)
+        select gen_random_uuid(), 'flow-1', 'flow', 0, 'Waiting', now() + interval '25 s' from generate_series(1, 20);
+        insert into due (id, queue, workflow, priority, phase, worker_id)
+        select gen_random_uuid(), 'flow-1', 'flow', 0, 'Running', 7 from generate_series(1, 30);
+        insert into due (id, queue, workflow, priority, phase, blocked_builds)
+        select gen_random_uuid(), 'flow-1', 'flow', 0, 'Blocked', '{b}' from generate_series(1, 40);
+        insert into due (id, queue, workflow, priority, phase, wake_at)
+        select gen_random_uuid(), 'flow-1', 'flow', 0, 'Pending', now() from generate_series(1, 50);
+    """)
+    scale, pages = await _scale(filling)
+    await filling.execute("truncate due")
+
+    assert scale == {"runs": 100, "due": 50, "soon": 20, "held": 30}
+    assert pages < 5 * PAGES_MAX, f"{pages} pages"
+
+
+async def _scale(connection: Any) -> tuple[dict[str, int], int]:
+    """The view's row, and how many pages it reads, whatever the statistics say."""
+    [row] = await connection.fetch("explain (analyze, buffers, format json) select runs from romancy.scale")
+    plan = json.loads(row[0])[0]["Plan"]
+    found = await connection.fetchrow("select * from romancy.scale")
+    return dict(found), plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
 async def _claim(connection: Any, worker_id: int) -> tuple[int, int]:

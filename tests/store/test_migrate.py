@@ -94,6 +94,23 @@ async def test_a_role_without_the_right_to_create_uses_the_schema_that_is_there(
     assert await migrate(small) == ALL
 
 
+async def test_the_scaler_s_role_sees_the_counts_and_nothing_else(postgres_server: postgres.Server, empty: Any) -> None:
+    await migrate(empty)
+    admin = await asyncpg.connect(empty.url.get_secret_value())
+    await admin.execute("""
+        drop role if exists scaler; create role scaler login;
+        grant usage on schema romancy to scaler; grant select on romancy.scale to scaler;
+    """)
+    scaler = await asyncpg.connect(empty.url.get_secret_value().replace("postgres@", "scaler@"))
+
+    assert await scaler.fetchval("select runs from romancy.scale") == 0
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await scaler.fetchval("select count(*) from romancy.due")
+    await scaler.close()
+    await admin.execute("drop owned by scaler; drop role scaler")
+    await admin.close()
+
+
 async def test_a_database_that_is_not_there_is_said_so(empty: Any) -> None:
     away = empty.model_copy(update={"url": type(empty.url)("postgresql://postgres@127.0.0.1:1/x")})
 
