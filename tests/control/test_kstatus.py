@@ -1,6 +1,8 @@
 """What kstatus makes of our statuses: the library by which Flux and others tell whether an object is well."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.controlplane.plane import ControlPlane
 from tests.kstatus import compute
 from tests.store.hands import Hands
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 1, 1, 13, tzinfo=UTC)
 OF_PHASE = {
     Phase.PENDING: "InProgress",
@@ -45,6 +48,32 @@ def shown(phase: Phase, **changes: Any) -> dict[str, Any]:
 def test_runs_in_every_phase() -> None:
     assert dict(zip(OF_PHASE, compute([shown(phase) for phase in OF_PHASE]), strict=True)) == OF_PHASE
     assert set(OF_PHASE) == set(Phase)
+
+
+@pytest.mark.kube
+def test_argo_cd_s_script_says_what_the_page_says(tmp_path: Path) -> None:
+    """docs/operate/gitops.md: the script, and the table beside it."""
+    page = (ROOT / "docs/operate/gitops.md").read_text()
+    [script] = re.findall(r"```lua\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "health.lua").write_text(script)
+    new = of("WorkflowRun", {"observedGeneration": -1}, generation=1)
+    bare = {key: value for key, value in new.items() if key != "status"}
+    away = conditions.store_away(engine="r", generation=2, message="m", now=NOW)
+    objects = [*(shown(phase) for phase in OF_PHASE), new, bare, of("WorkflowRun", away)]
+
+    argo = {"InProgress": "Progressing", "Current": "Healthy", "Failed": "Degraded"}
+    expected = {phase: argo[word] for phase, word in OF_PHASE.items()} | {Phase.SUSPENDED: "Suspended"}
+    found = compute(objects, script=tmp_path / "health.lua")
+
+    assert dict(zip(OF_PHASE, found, strict=False)) == expected
+    assert found[len(OF_PHASE) :] == ["Progressing", "Progressing", "Degraded"]
+    rows = {
+        name: row
+        for row in re.findall(r"^\| (.+?) \| (\w+) \| (\w+) \|$", page, re.MULTILINE)
+        for name in row[0].split(", ")
+    }
+    for phase, word in OF_PHASE.items():
+        assert rows[phase.value][1:] == (word, expected[phase])
 
 
 @pytest.mark.kube

@@ -42,3 +42,25 @@ async def test_a_thousand_runs_at_once(engine: Fleet, kube: Kubernetes) -> None:
     lines = (engine.folder / "log").read_text().splitlines()
     shares = Counter(line.partition(" pid=")[2] for line in lines)
     assert len(shares) > 1, f"one process did it all: {json.dumps(shares)}"
+
+
+async def test_five_hundred_failures_at_once(engine: Fleet, kube: Kubernetes) -> None:
+    """Events have a rate of their own: the statuses neither wait for them nor cost one write more."""
+    count = 500
+    await engine.start("a", ROMANCY_CONTROL__STATUS_WRITES_PER_SECOND="200")
+    await engine.until(lambda: kube.condition("Ready").get("status") == "True", "it is ready")
+    began_at = asyncio.get_running_loop().time()
+    await kube.apply_all([(f"lost-{number}", "raises", {"to": f"house {number}"}) for number in range(count)])
+    await engine.until(lambda: not kube.has_others_than("Failed"), "all are shown", seconds=60)
+    shown = asyncio.get_running_loop().time() - began_at
+    told = kube.plane.requests_of("romancy/", "create", "events", kube.namespace)
+    writes = kube.status_writes()
+    events = kube.plane.call("GET", f"/apis/events.k8s.io/v1/namespaces/{kube.namespace}/events")["items"]
+    of_runs = Counter(each["regarding"]["name"] for each in events if each["regarding"]["kind"] == "WorkflowRun")
+    print(f"{count} failures shown within {shown:.1f} s by {len(writes)} writes; {len(told)} Events written by then")
+
+    assert count <= len(writes) <= 1.1 * count
+    assert 0 < len(told) <= 10 * (shown + 2) + 10
+    assert set(of_runs.values()) == {1}
+    assert {each["reason"] for each in events if each["regarding"]["kind"] == "WorkflowRun"} == {"WorkflowFailed"}
+    assert engine.processes["a"].log.read_text().count('"kubernetes_events_dropped"') <= 1

@@ -1,4 +1,4 @@
-"""kstatus, the library by which Flux and others tell the health of any object, built from the Go module proxy."""
+"""kstatus, the library by which Flux and others tell the health of any object, and the Lua of Argo CD; built by Go."""
 
 import json
 import subprocess
@@ -19,8 +19,10 @@ def kstatus() -> Path:
     ).build()
 
 
-def compute(objects: Sequence[dict[str, Any]]) -> list[str]:
-    """What it makes of each: Current, InProgress, Failed."""
+def compute(objects: Sequence[dict[str, Any]], *, script: Path | None = None) -> list[str]:
+    """What it makes of each: Current, InProgress, Failed; with a script of Lua for Argo CD, what that says."""
     lines = "".join(json.dumps(each) + "\n" for each in objects)
-    done = subprocess.run([kstatus()], input=lines, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [kstatus(), *([script] if script else [])], input=lines, capture_output=True, text=True, check=True, timeout=60
+    )
     return done.stdout.split()
