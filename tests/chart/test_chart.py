@@ -20,6 +20,7 @@ EVERYTHING = (
     *DATABASE,
     *("--set", "autoscaling.enabled=true", "--set", "networkPolicy.enabled=true"),
     *("--set", "database.tls.existingSecret=shop-ca", "--set", "settings.worker.slots=100"),
+    *("--set", "metrics.dashboard.enabled=true"),
     *("--set", "scope.namespaces={one,two}", "--set", "podLabels.team=a", "--set", "commonLabels.owner=b"),
 )
 CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}

@@ -20,7 +20,7 @@ from romancy.model.run import Form, Phase, Reason, Run
 from romancy.store.interface import Block, ResourceRow, RunWrite
 from romancy.store.postgres import PostgresStore
 from tests.control.conftest import Controlled, claimed, eventually, finish, status_where
-from tests.control.objects import a_run, create, engine_where, read
+from tests.control.objects import a_run, change, create, engine_where, read
 from tests.control.rights import PODS, RULES, WATCH_LEASE, allow, make_account
 from tests.control.test_conditions import a_run as a_row
 from tests.controlplane.plane import ControlPlane, kubectl
@@ -140,6 +140,29 @@ class TestForReal:
         assert "TimedOut" in self._kubectl(cluster, "events", "--for", "wfr/order", "-n", namespace)
         assert any(each["reason"] == "Leading" for each in events_of(cluster, namespace, "romancy"))
         await asyncio.gather(healer.journal.close(), return_exceptions=True)
+
+    async def test_the_next_leader_tells_nothing_twice(
+        self, cluster: ControlPlane, namespace: str, hands: Hands, start_control: Any
+    ) -> None:
+        """Neither the trouble that the status shows already, nor the end whose write was not marked."""
+        first = await start_control()
+        create(cluster, namespace, a_run("order"))
+        claim = await claimed(hands)
+        await hands.journal.submit(RunWrite(claim.run_id, claim.number, then=Block("StepTooLong", "no end", "build-1")))
+        await eventually(lambda: events_of(cluster, namespace, "order"), "it is told")
+        await first.end()
+        await start_control(status_hold_seconds=0.1)
+        change(cluster, namespace, "order", ttlSecondsAfterFinished=1000)
+        seen = await status_where(
+            cluster, namespace, "order", lambda status: status["observedGeneration"] == 2, "the second has seen it"
+        )
+        create(cluster, namespace, a_run("later"))
+        await finish(hands, await claimed(hands), Phase.FAILED, reason="WorkflowFailed", message="no")
+        await eventually(lambda: events_of(cluster, namespace, "later"), "what comes after it is told")
+
+        assert seen["status"]["phase"] == "Blocked"
+        [event] = events_of(cluster, namespace, "order")
+        assert event.get("series") is None
 
     async def test_a_success_and_activities_are_not_told(
         self, cluster: ControlPlane, namespace: str, hands: Hands, control: Controlled

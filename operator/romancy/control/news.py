@@ -35,6 +35,8 @@ REFUSED_SECONDS: Final = 60.0
 """After a refusal no event is tried in that namespace for so long."""
 KNOWN_MAX: Final = 2000
 """Events that are remembered, so that the same news again counts up and makes no second object."""
+TOLD_MAX: Final = 10_000
+"""Runs in trouble that are remembered."""
 NOTE_BYTES_MAX: Final = 1024  # what the API takes; so are the next two
 WORD_MAX: Final = 128
 NAME_MAX: Final = 253
@@ -201,7 +203,9 @@ class Recorder:
         self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # series -> name of the Event, how often
         self._refused_until: dict[str, float] = {}
         self._is_dropping = False
-        self._told: dict[UUID, str] = {}
+        self._told: OrderedDict[UUID, str] = (
+            OrderedDict()
+        )  # the trouble that a run was told of last, and that is not over
 
     def run_shown(self, run: Run, version: int, *, was_stalled: bool) -> None:
         """A run's status was written. Never waits, never fails.
@@ -215,6 +219,8 @@ class Recorder:
         news = of_run(run, told, version)
         if conditions.is_stalled(run):
             self._told[run.id] = word
+            if len(self._told) > TOLD_MAX:  # then the object says that it was told
+                self._told.popitem(last=False)
         else:
             self._told.pop(run.id, None)
         if news is not None:
