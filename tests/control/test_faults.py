@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from aiohttp import web
 
+from romancy.base.clock import SystemClock
 from romancy.base.settings import Settings
 from romancy.control.control import Leader
 from romancy.control.kube import Kube
@@ -278,7 +279,9 @@ async def test_two_leaders_at_once_do_what_one_does(
     names = [f"run-{number}" for number in range(10)]
     async with Kube.open(settings.control) as kube:
         leaders = [
-            asyncio.create_task(Leader(settings, lambda: PostgresStore(settings.database), kube, name).run())
+            asyncio.create_task(
+                Leader(settings, lambda: PostgresStore(settings.database), kube, name, clock=SystemClock()).run()
+            )
             for name in ("one", "two")
         ]
         for name in names:

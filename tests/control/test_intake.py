@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from romancy.base.clock import SystemClock
 from romancy.base.settings import ControlSettings
 from romancy.control.intake import Intake
 from romancy.control.kube import Kube
@@ -29,7 +30,9 @@ def seen(uid: UUID | None = None, **spec: object) -> Seen:
 
 
 async def test_the_newest_state_of_an_object_wins(kube: Kube, store: PostgresStore) -> None:
-    intake = Intake(kube, RULES, ControlSettings(), settled=lambda _seen, _row: None, started=lambda: None)
+    intake = Intake(
+        kube, RULES, ControlSettings(), clock=SystemClock(), settled=lambda _seen, _row: None, started=lambda: None
+    )
     uid = uuid4()
 
     intake.file(seen(uid, priority=1))
@@ -43,7 +46,12 @@ async def test_the_newest_state_of_an_object_wins(kube: Kube, store: PostgresSto
 
 async def test_what_does_not_fit_is_left_to_a_comparison(kube: Kube, store: PostgresStore) -> None:
     intake = Intake(
-        kube, RULES, ControlSettings(intake_max=100), settled=lambda _seen, _row: None, started=lambda: None
+        kube,
+        RULES,
+        ControlSettings(intake_max=100),
+        clock=SystemClock(),
+        settled=lambda _seen, _row: None,
+        started=lambda: None,
     )
     objects = [seen() for _ in range(101)]
 
@@ -64,7 +72,12 @@ async def test_what_fails_is_filed_again_unless_something_newer_came(
 ) -> None:
     settled: list[Seen] = []
     intake = Intake(
-        kube, RULES, ControlSettings(), settled=lambda seen, _row: settled.append(seen), started=lambda: None
+        kube,
+        RULES,
+        ControlSettings(),
+        clock=SystemClock(),
+        settled=lambda seen, _row: settled.append(seen),
+        started=lambda: None,
     )
     uid = uuid4()
     intake.file(seen(uid, priority=1))

@@ -9,7 +9,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
+from romancy.base.clock import SystemClock
 from romancy.base.metrics import REGISTRY
 from romancy.base.settings import ControlSettings, Settings
 from romancy.control import news
@@ -194,39 +196,39 @@ class TestForReal:
         settings: Settings,
         hands: Hands,
         tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
     ) -> None:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(make_account(cluster, namespace))
         allow(cluster, namespace, [*RULES, PODS, WATCH_LEASE])
         part = settings.control.model_copy(update={"kubeconfig": str(kubeconfig)})
         control = Controlled(settings.model_copy(update={"control": part}))
-        control.start()
         before = counted("refused")
 
-        for number in range(5):
-            create(cluster, namespace, a_run(f"order-{number}"))
-        done: set[UUID] = set()
-        while len(done) < 5:
-            for claim in await eventually(hands.claim, "they are due"):
-                await finish(hands, claim, Phase.FAILED, reason="WorkflowFailed", message="no")
-                done.add(claim.run_id)
-        for number in range(5):
-            await status_where(
-                cluster, namespace, f"order-{number}", lambda status: status.get("phase") == "Failed", "it ended"
-            )
-        await eventually(lambda: counted("refused") >= before + 6, "all are given up: five runs and the leader")
-        await control.end()
+        with capture_logs() as lines:
+            control.start()
+            for number in range(5):
+                create(cluster, namespace, a_run(f"order-{number}"))
+            done: set[UUID] = set()
+            while len(done) < 5:
+                for claim in await eventually(hands.claim, "they are due"):
+                    await finish(hands, claim, Phase.FAILED, reason="WorkflowFailed", message="no")
+                    done.add(claim.run_id)
+            for number in range(5):
+                await status_where(
+                    cluster, namespace, f"order-{number}", lambda status: status.get("phase") == "Failed", "it ended"
+                )
+            await eventually(lambda: counted("refused") >= before + 6, "all are given up: five runs and the leader")
+            await control.end()
 
         asked = cluster.requests_of(f"system:serviceaccount:{namespace}:romancy", resource="events")
         assert [each.code for each in asked] == [403]
-        assert capsys.readouterr().out.count("kubernetes_events_refused") == 1
+        assert [each["event"] for each in lines].count("kubernetes_events_refused") == 1
 
     async def test_the_same_news_again_counts_up(self, cluster: ControlPlane, namespace: str) -> None:
         async with Kube.open(ControlSettings(kubeconfig=str(cluster.kubeconfig))) as kube:
-            recorder = Recorder(kube, "pod-1")
+            recorder = Recorder(kube, "pod-1", clock=SystemClock())
             one = some_news(namespace)
-            other = Recorder(kube, "pod-2")  # told the same by its row: one Event
+            other = Recorder(kube, "pod-2", clock=SystemClock())  # told the same by its row: one Event
             for each in (one, replace(one, nonce="2"), replace(one, nonce="3")):
                 await recorder._tell(each)
             await other._tell(one)
@@ -240,7 +242,7 @@ class TestForReal:
     ) -> None:
         before = {outcome: counted(outcome) for outcome in ("dropped", "written")}
         async with Kube.open(ControlSettings(kubeconfig=str(cluster.kubeconfig))) as kube:
-            recorder = Recorder(kube, "pod-1", per_second=20)
+            recorder = Recorder(kube, "pod-1", clock=SystemClock(), per_second=20)
             began_at = asyncio.get_running_loop().time()
             recorder.put(*(some_news(namespace, number) for number in range(news.WAITING_MAX + 50)))
             took = asyncio.get_running_loop().time() - began_at

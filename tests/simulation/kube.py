@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 from uuid import UUID
 
+from romancy.base.clock import Clock
 from romancy.base.settings import Settings
 from romancy.control import jobs
 from romancy.control.control import LEASE_NAME, Leader
@@ -239,7 +240,12 @@ class SimulatedLeader(Leader):
 
 
 async def control(
-    settings: Settings, kube: SimulatedKube, make_store: Callable[[], PostgresStore], name: str, stop: asyncio.Event
+    settings: Settings,
+    kube: SimulatedKube,
+    make_store: Callable[[], PostgresStore],
+    name: str,
+    stop: asyncio.Event,
+    clock: Clock,
 ) -> None:
     """What `run_control` does in its thread: compete, and lead."""
     part = settings.control
@@ -253,4 +259,4 @@ async def control(
         retry_seconds=part.retry_seconds,
     )
     leading = kube.while_leading(lambda: elector.trusted_until)
-    await elector.run(lambda: SimulatedLeader(settings, make_store, leading, name).run(), stop)
+    await elector.run(lambda: SimulatedLeader(settings, make_store, leading, name, clock=clock).run(), stop)

@@ -157,7 +157,7 @@ class Process(Body):
 
     async def _control(self, api: ApiServer) -> None:
         kube = SimulatedKube(None, None, api=api, network=self.sim.network, body=self)  # type: ignore[arg-type]
-        await control(self.sim.settings, kube, self.store, self.name, self.stopping)
+        await control(self.sim.settings, kube, self.store, self.name, self.stopping, self.clock)
 
     async def _open(self, store: SimulatedStore) -> None:
         while True:

@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import kopf
 
 from romancy.base import log, metrics
+from romancy.base.clock import Clock, SystemClock
 from romancy.base.settings import Settings, worker_name
 from romancy.control import engine, jobs, loops, news, pods, resources, runs, startup, ttl
 from romancy.control.engine import Engine
@@ -136,7 +137,7 @@ class Control:
         self._led(True)
         metrics.LEADER.set(1)
         try:
-            await Leader(self._settings, self._store_of, kube, self._name).run()
+            await Leader(self._settings, self._store_of, kube, self._name, clock=SystemClock()).run()
         finally:
             metrics.LEADER.set(0)
             self._led(False)
@@ -145,20 +146,31 @@ class Control:
 class Leader:
     """What the leader does, from winning the Lease to losing it. Whatever it does is idempotent (I6)."""
 
-    def __init__(self, settings: Settings, store_of: Callable[[], PostgresStore], kube: Kube, name: str) -> None:
+    def __init__(
+        self, settings: Settings, store_of: Callable[[], PostgresStore], kube: Kube, name: str, *, clock: Clock
+    ) -> None:
         self._settings, self._control = settings, settings.control
         self._store_of, self._kube = store_of, kube
         self._loop = asyncio.get_running_loop()
         bucket = jobs.TokenBucket(self._control.status_writes_per_second)
-        self._recorder = news.Recorder(kube, name)
-        self._engine = Engine(kube, self._control, leader=name, tell=self._recorder.put, lost=self._tell_lost)
+        self._recorder = news.Recorder(kube, name, clock=clock)
+        self._engine = Engine(
+            kube, self._control, leader=name, clock=clock, tell=self._recorder.put, lost=self._tell_lost
+        )
         self._mirror = Mirror(
-            kube, self._control, bucket, gone=self._file, told=self._engine.look_again, shown=self._run_shown
+            kube,
+            self._control,
+            bucket,
+            clock=clock,
+            gone=self._file,
+            told=self._engine.look_again,
+            shown=self._run_shown,
         )
         self._intake = Intake(
             kube,
             runs.Rules.of(settings),
             self._control,
+            clock=clock,
             settled=self._mirror.settled,
             started=partial(self._engine.look_soon, counts=False),
             unrun=self._tell_unrun,

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 import kopf
 
 from romancy.base import log, metrics
+from romancy.base.clock import Clock
 from romancy.base.settings import ControlSettings
 from romancy.control import news
 from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
@@ -198,10 +199,11 @@ class Engine:
         settings: ControlSettings,
         *,
         leader: str,
+        clock: Clock,
         tell: Callable[..., None],
         lost: Callable[[Store, WorkerId, Sequence[UUID]], Awaitable[None]],
     ) -> None:
-        self._tell, self._lost = tell, lost
+        self._clock, self._tell, self._lost = clock, tell, lost
         self._kube, self._settings, self._leader = kube, settings, leader
         self._path = path_of(ENGINES, namespace=settings.namespace, name=settings.engine)
         self._target: Target | None = None
@@ -338,7 +340,7 @@ class Engine:
         """Write the status if it says something new; counts alone not each time."""
         target = await self.ensure()
         now = asyncio.get_running_loop().time()
-        status = status_of(health, self._written, generation=self._generation, now=datetime.now(UTC))
+        status = status_of(health, self._written, generation=self._generation, now=self._clock.now())
         if status == self._written:
             return
         if _without_counts(status) == _without_counts(self._written) and now < self._written_at + COUNTS_SECONDS:

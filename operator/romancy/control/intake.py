@@ -6,11 +6,11 @@ passes through here, and `compare` finds what was missed.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
 from romancy.base import log
+from romancy.base.clock import Clock
 from romancy.base.settings import ControlSettings
 from romancy.control import conditions, jobs
 from romancy.control.kube import Json, Kube, KubeError, Target, path_of
@@ -57,12 +57,13 @@ class Intake:
         rules: Rules,
         settings: ControlSettings,
         *,
+        clock: Clock,
         settled: Callable[[Seen, ResourceRow | None], None],
         started: Callable[[], None],
         unrun: Callable[[Seen, str, str], None] = lambda _seen, _reason, _text: None,
     ) -> None:
         self._kube, self._rules, self._settings, self._settled = kube, rules, settings, settled
-        self._started, self._unrun = started, unrun
+        self._clock, self._started, self._unrun = clock, started, unrun
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
         self._told: set[UUID] = set()
@@ -166,7 +167,7 @@ class Intake:
 
     async def _answer(self, intents: Sequence[tuple[Seen, Intent]], refused: dict[UUID, Refuse]) -> None:
         """Write the status of what has no row to be mirrored from."""
-        now, engine = datetime.now(UTC), self._rules.engine
+        now, engine = self._clock.now(), self._rules.engine
         answers: list[tuple[Seen, Json]] = []
         for seen, intent in intents:
             if (why := refused.get(seen.uid)) is not None:
@@ -189,7 +190,7 @@ class Intake:
             for seen in self._waiting.values()
             if not (seen.is_gone or seen.phase or seen.uid in self._told or seen.engine not in {"", self._rules.engine})
         ]
-        now, engine = datetime.now(UTC), self._rules.engine
+        now, engine = self._clock.now(), self._rules.engine
         answers = [
             (seen, conditions.store_away(engine=engine, generation=seen.generation, message=message, now=now))
             for seen in new[: TOLD_MAX - len(self._told)]

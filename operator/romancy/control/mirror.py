@@ -6,11 +6,11 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
 from romancy.base import log
+from romancy.base.clock import Clock
 from romancy.base.settings import ControlSettings
 from romancy.control import conditions, jobs
 from romancy.control.conditions import Shown, Stalled
@@ -95,12 +95,13 @@ class Mirror:
         settings: ControlSettings,
         bucket: jobs.TokenBucket,
         *,
+        clock: Clock,
         gone: Callable[[Seen], None],
         told: Callable[[], None],
         shown: Callable[[Run, int, bool], None],
     ) -> None:
         self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
-        self._told, self._shown = told, shown
+        self._clock, self._told, self._shown = clock, told, shown
         self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
         self._woken = asyncio.Event()
         self.refused: dict[str, str] = {}
@@ -282,7 +283,7 @@ class Mirror:
             KubeUnavailableError: no answer came, and it may have been written.
         """
         run = each.run
-        now = datetime.now(UTC)
+        now = self._clock.now()
         before = self._stalled.get(run.id)
         stalled = conditions.stalled_since(run, before, now)
         shown = Shown(

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from romancy.base import log, metrics
+from romancy.base.clock import Clock
 from romancy.control import conditions, jobs
 from romancy.control.kube import Json, Kube, KubeError, KubeUnavailableError, Target
 from romancy.control.resources import API_VERSION, ENGINES, RUNS
@@ -196,16 +197,15 @@ def _digest(*parts: str) -> str:
 class Recorder:
     """Writes Events one after the other, beside everything else. Belongs to control's loop."""
 
-    def __init__(self, kube: Kube, reporter: str, *, per_second: float = EVENTS_PER_SECOND) -> None:
-        self._kube, self._reporter = kube, reporter
+    def __init__(self, kube: Kube, reporter: str, *, clock: Clock, per_second: float = EVENTS_PER_SECOND) -> None:
+        self._kube, self._reporter, self._clock = kube, reporter, clock
         self._bucket = jobs.TokenBucket(per_second)
         self._waiting: asyncio.Queue[News] = asyncio.Queue(WAITING_MAX)
         self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # series -> name of the Event, how often
         self._refused_until: dict[str, float] = {}
         self._is_dropping = False
-        self._told: OrderedDict[UUID, str] = (
-            OrderedDict()
-        )  # the trouble that a run was told of last, and that is not over
+        # The trouble that a run was told of last, and that is not over.
+        self._told: OrderedDict[UUID, str] = OrderedDict()
 
     def run_shown(self, run: Run, version: int, *, was_stalled: bool) -> None:
         """A run's status was written. Never waits, never fails.
@@ -277,7 +277,7 @@ class Recorder:
         return "failed"
 
     async def _tell(self, news: News) -> None:
-        now = datetime.now(UTC)
+        now = self._clock.now()
         if news.series in self._known:
             name, count = self._known[news.series]
             series = {"count": count + 1, "lastObservedTime": micro_time_of(now)}
