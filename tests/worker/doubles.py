@@ -9,10 +9,11 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-from romancy.errors import HistoryConflictError, StoreUnavailableError
+from romancy.errors import HistoryConflictError, RomancyError, StoreUnavailableError
 from romancy.model.history import Attempt, Entry, InboxRow, MessageKind
 from romancy.model.run import NewRun, Phase
 from romancy.sdk.workflow import Workflow
+from romancy.store.flush import Answered
 from romancy.store.interface import Begin, Claim, ClaimedRun, Flushed, Keep, LetGo, Park, RunWrite
 from romancy.worker.activities import Activities
 from romancy.worker.execution import Execution, Left
@@ -41,24 +42,25 @@ class MemoryJournal:
     def __init__(self, row: Row) -> None:
         self.flushes = 0
         self.row = row
-        self.queue: list[tuple[RunWrite, asyncio.Future[Flushed]]] = []
+        self.queue: list[tuple[RunWrite, Answered]] = []
         self.is_open = True
         self.submitted = asyncio.Event()
         self.is_automatic = False
 
-    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
-        future: asyncio.Future[Flushed] = asyncio.get_running_loop().create_future()
+    def write(self, write: RunWrite, answered: Answered) -> None:
+        loop = asyncio.get_running_loop()
         if not self.is_open:
-            future.set_exception(StoreUnavailableError("closed"))
-            future.exception()
-            return future
+            loop.call_soon(answered, StoreUnavailableError("closed"))
+            return
         if self.queue and isinstance(self.queue[-1][0].then, LetGo):
             raise AssertionError("written to after the run was let go")
-        self.queue.append((write, future))
+        self.queue.append((write, answered))
         self.submitted.set()
         if self.is_automatic:
-            asyncio.get_running_loop().call_soon(self.flush)
-        return future
+            loop.call_soon(self.flush)
+
+    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
+        raise AssertionError("an execution has no task that could wait")
 
     async def close(self) -> None:
         self.is_open = False
@@ -66,25 +68,17 @@ class MemoryJournal:
     def flush(self) -> None:
         """Make all that waits durable."""
         self.flushes += bool(self.queue)
-        while self.queue:
-            write, future = self.queue.pop(0)
-            answer = self._write(write)
-            if future.cancelled():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-                future.exception()
-            else:
-                future.set_result(answer)
+        queue, self.queue = self.queue, []
+        for write, answered in queue:
+            answered(self._write(write))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: RomancyError) -> None:
         """Refuse all that waits."""
         queue, self.queue = self.queue, []
-        for _, future in queue:
-            future.set_exception(error)
-            future.exception()
+        for _, answered in queue:
+            answered(error)
 
-    def _write(self, write: RunWrite) -> Flushed | Exception:
+    def _write(self, write: RunWrite) -> Flushed | RomancyError:
         row = self.row
         if write.begin is not None and row.begun:
             return Flushed(began=False)
@@ -195,10 +189,28 @@ async def until(holds: Callable[[], object], what: str) -> None:
     assert holds(), what
 
 
+async def run(execution: Execution) -> Left:
+    """How it leaves; cancelled, it is dropped. Raises what it was dropped for."""
+    left: asyncio.Future[Left] = asyncio.get_running_loop().create_future()
+
+    def on_left(how: Left | BaseException) -> None:
+        if isinstance(how, Left):
+            left.set_result(how)
+        else:
+            left.set_exception(how)
+
+    execution.start(on_left)
+    try:
+        return await left
+    except asyncio.CancelledError:
+        execution.drop()
+        raise
+
+
 @contextmanager
 def running(execution: Execution) -> "Iterator[asyncio.Task[Left]]":
     """The task that runs it, cancelled at the end if it still runs."""
-    task = asyncio.ensure_future(execution.run())
+    task = asyncio.ensure_future(run(execution))
     try:
         yield task
     finally:

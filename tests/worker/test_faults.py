@@ -24,7 +24,7 @@ from romancy.sdk.activity import ActivityInfo
 from romancy.sdk.context import RunInfo
 from romancy.store.interface import Finish, Park
 from romancy.worker.execution import Execution, Left
-from tests.worker.doubles import STARTED_AT, Engine, Row, later, settle
+from tests.worker.doubles import STARTED_AT, Engine, Row, later, run, settle
 
 TRIES = RetryPolicy(max_attempts=3, initial_interval=timedelta(seconds=7), jitter=0)
 STUBBORN = RetryPolicy(max_attempts=0, initial_interval=timedelta(seconds=3), jitter=0)
@@ -191,7 +191,7 @@ class Life:
                 self.cached = None
             self.engine.is_draining = self.engine.is_out_of_time = False
             execution = self.engine.claim(mixed, f'{{"seed":{self.seed}}}', run_id=RUN_ID)
-        self.execution, self.task = execution, asyncio.ensure_future(execution.run())
+        self.execution, self.task = execution, asyncio.ensure_future(run(execution))
 
     def decide(self, how: str) -> None:
         waiting = [decided for _, decided in self.world.open if not decided.done()]

@@ -193,7 +193,7 @@ async def test_a_run_that_is_dropped_before_its_first_step_keeps_no_slot() -> No
     worker = Worker(lambda: PostgresStore(DatabaseSettings()), ALL, SETTINGS, clock=SystemClock())
     worker._hold(Engine().claim(ends))
 
-    await worker._drop_all()
+    worker._drop_all()
 
     assert (worker.runs, worker._free_slots(), worker._executions) == (0, SETTINGS.slots, {})
 

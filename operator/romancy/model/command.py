@@ -1,11 +1,13 @@
 """What the code of a workflow asks for. Commands are numbered per kind, in the order in which they were asked."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 
+from romancy.model.record import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class RunActivity:
     """Run an activity, when the flush of the entry that led to it is durable.
 
@@ -25,7 +27,7 @@ class RunActivity:
         return f"activity {self.name}#{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StartTimer:
     """Fire at `due_at`. Costs no row until it fires."""
 
@@ -38,7 +40,7 @@ class StartTimer:
         return f"timer #{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelActivity:
     """Stop an activity. One that is shielded ends with an entry that says how; any other is abandoned at no row."""
 
@@ -46,14 +48,14 @@ class CancelActivity:
     is_shielded: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CancelTimer:
     """Forget a timer: it leaves no entry."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WriteLog:
     """A line of `ctx.logger`: written when the flush is durable, never while replaying."""
 
@@ -73,7 +75,7 @@ class End(StrEnum):
     CANCELLED = "Cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """The end of a run: its output, or why there is none. `payload` is the exact JSON text of the output."""
 

@@ -1,10 +1,11 @@
 """A history: the entries of a run in the order in which they were delivered to its code. An entry never changes (I3)."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
+
+from romancy.model.record import record
 
 
 class Kind(StrEnum):
@@ -21,7 +22,7 @@ class Kind(StrEnum):
 ACTIVITY_ENDS: Final = frozenset({Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One thing that happened to a run.
 
@@ -51,7 +52,7 @@ class MessageKind(StrEnum):
     RESUME = "Resume"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Message:
     """One message to one run, not yet stored. The same `source` twice is one message."""
 
@@ -61,7 +62,7 @@ class Message:
     payload: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InboxRow:
     """A stored message: `number` is the run's inbox version with it, `at` its insertion by the database's clock."""
 
@@ -72,7 +73,7 @@ class InboxRow:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attempt:
     """A failed attempt of an activity: so that attempts and backoff survive a crash."""
 

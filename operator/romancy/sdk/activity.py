@@ -5,7 +5,6 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Protocol, overload
 from uuid import UUID
@@ -16,6 +15,7 @@ from romancy.errors import DefinitionError, NonDeterminismError, OutsideWorkflow
 from romancy.model import failure
 from romancy.model.codec import digest, problems
 from romancy.model.history import Entry, Kind
+from romancy.model.record import record
 from romancy.model.retry import RetryPolicy
 from romancy.replay.current import current
 from romancy.replay.replay import Replay
@@ -25,7 +25,7 @@ from romancy.sdk.registry import Registry
 ACTIVITIES: Final[Registry["Activity[..., Any]"]] = Registry("activities")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class ActivityInfo:
     """Which attempt this is; `activity.info()` gives it inside of an activity.
 

@@ -1,18 +1,19 @@
 """One flush: what several runs have to write as one statement, and what the database's answer means for each of them."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 from uuid import UUID
 
-from romancy.errors import HistoryConflictError
+from romancy.errors import HistoryConflictError, RomancyError
 from romancy.model.history import Attempt, Entry
 from romancy.store.interface import Begin, Block, Finish, Flushed, Keep, LetGo, Park, Release, RunWrite, WorkerId
 from romancy.store.pool import Statement
 from romancy.store.queries import SQL
 from romancy.store.texts import labels_text, size_bytes
+
+Answered = Callable[[Flushed | RomancyError], object]
 
 _ROW_BYTES: Final = 200
 """What a row costs beside its texts."""
@@ -29,7 +30,7 @@ class Write:
     attempts: list[Attempt]
     then: Keep | LetGo | None
     size_bytes: int
-    futures: "list[asyncio.Future[Flushed]]" = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)  # who is told, in the order in which they wrote
     ends_losses: bool = False  # workers were lost, and these are the first entries since
     losses_noted: bool = False  # the losses of the claim have been counted as attempts
     number: int = 0  # of a begin, counted by the journal: tells a repeated flush from a second start of the same id

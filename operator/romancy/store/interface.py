@@ -5,18 +5,20 @@ The numbers (I..) are invariants of docs/architecture.md.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from romancy.errors import RomancyError
 from romancy.model.history import Attempt, Entry, InboxRow, Message
+from romancy.model.record import record
 from romancy.model.run import Form, NewRun, Phase, Run, Wishes
 
 WorkerId = int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NewWorker:
     """One life of a process, before it is registered. `workflows` maps each name to the form of its parameters."""
 
@@ -29,7 +31,7 @@ class NewWorker:
     python: str  # minor, "3.12"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerRow:
     """A registered worker. `is_expired` by the database's clock; `runs` is how many it holds."""
 
@@ -47,7 +49,7 @@ class WorkerRow:
     runs: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """A worker's hold on a run. `number` is raised by each claim and named by whoever lets the run go."""
 
@@ -60,7 +62,7 @@ class Claim:
     lost_noted: int  # of these, how many have been counted as attempts already
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Renewal:
     """The answer to a worker's sign of life; it carries what whoever buries in the leader's absence has to know.
 
@@ -75,7 +77,7 @@ class Renewal:
     burial_check_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Poll:
     """What the slow poll finds, of one moment.
 
@@ -92,7 +94,7 @@ class Poll:
     has_blocked: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ClaimedRun:
     """What a claimed run is replayed from: read by statements of their own, after the claim."""
 
@@ -113,7 +115,7 @@ class ClaimedRun:
 # --- what a worker writes: at most one RunWrite a run is on its way at a time -----------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Begin:
     """Insert this run as our own (claim 1). Refused without a trace if the id exists."""
 
@@ -122,7 +124,7 @@ class Begin:
     python: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Keep:
     """Hold on to the run, and change what is shown of it."""
 
@@ -131,7 +133,7 @@ class Keep:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Park:
     """Put the waiting run away, unless its inbox version is not `seen` any more: then it stays with this worker."""
 
@@ -142,12 +144,12 @@ class Park:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Release:
     """Give the run back as it is, due at once (a drain)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """The run can't go on with this build: nobody with it claims the run again."""
 
@@ -156,7 +158,7 @@ class Block:
     build_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finish:
     """The end: the row `due` is deleted."""
 
@@ -170,7 +172,7 @@ class Finish:
 LetGo = Park | Release | Block | Finish
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunWrite:
     """Everything that one run has to write, in one transaction, in the order: begin, entries, attempts, then keep or let go.
 
@@ -187,7 +189,7 @@ class RunWrite:
     losses_noted: bool = False  # the attempts of lost workers are in this write, whatever becomes of the claim
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Flushed:
     """The answer to a write, when it is durable."""
 
@@ -205,12 +207,18 @@ class Journal(Protocol):
 
     flushes: int  # committed, since it was opened: a count for tests and metrics
 
-    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
-        """Queue a write. The future is done when the write is durable, or can't be:
+    def write(self, write: RunWrite, answered: Callable[[Flushed | RomancyError], object]) -> None:
+        """Queue a write.
 
-        WorkerFencedError (of all that is queued), PayloadRefusedError (of this run alone),
-        HistoryConflictError (I3, of this run alone), StoreUnavailableError.
+        Args:
+            answered: called once, later, when the write is durable, or can't be: WorkerFencedError (of all that is queued),
+                PayloadRefusedError (of this run alone; what it wrote after that is refused as well), HistoryConflictError
+                (I3, of this run alone), StoreUnavailableError. What it writes then is in the next flush.
         """
+        ...
+
+    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
+        """The same for whoever awaits it; cancelling the future stops nothing."""
         ...
 
     async def close(self) -> None:
@@ -221,7 +229,7 @@ class Journal(Protocol):
 # --- what the outside asks ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Started:
     """The answer to a start, in order. `existing` is the run that had the id before, if any."""
 
@@ -229,7 +237,7 @@ class Started:
     existing: Run | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunFilter:
     """What a list shows; all that is given must hold. `after` is the keyset of the last run of the page before."""
 
@@ -240,7 +248,7 @@ class RunFilter:
     after: tuple[datetime, UUID] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unmirrored:
     """A run of a resource whose status has not been written since `version`."""
 
@@ -250,7 +258,7 @@ class Unmirrored:
     is_gone: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResourceRow:
     """What control compares with the objects that it lists."""
 
@@ -261,7 +269,7 @@ class ResourceRow:
     wishes: Wishes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Backlog:
     """The counts of the health view. `oldest_due_seconds` is 0 if nothing is due."""
 

@@ -5,7 +5,7 @@ and the flush may not: of 300 flushes that were cancelled on the wire 295 had be
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -14,7 +14,7 @@ from romancy.base import log, metrics
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import PayloadRefusedError, RomancyError, StoreUnavailableError, WorkerFencedError
 from romancy.model.history import Entry
-from romancy.store.flush import Answer, Write, flush, measured
+from romancy.store.flush import Answer, Answered, Write, flush, measured
 from romancy.store.interface import Flushed, LetGo, RunWrite, WorkerId
 from romancy.store.notify import Notifier
 from romancy.store.pool import FOREIGN_ERRORS, EngineConnection, application_name, is_refusal, sqlstate_of
@@ -48,9 +48,10 @@ class PostgresJournal:
         self.flushes = 0
         self._losses = losses  # claims of runs that have lost workers, filled by whoever claims
         self._settings, self._worker_id, self._notifier = settings, worker_id, notifier
-        self._queue: dict[UUID, Write] = {}
-        self._later: dict[UUID, Write] = {}  # of runs whose last write is on its way
-        self._flying: set[UUID] = set()
+        # By the number of the run's id: a UUID hashes in Python, and these are asked several times a write.
+        self._queue: dict[int, Write] = {}
+        self._later: dict[int, Write] = {}  # of runs whose last write is on its way
+        self._flying: set[int] = set()
         self._lost: dict[UUID, _Lost] = {}
         self._ended: RomancyError | None = None
         self._begins = 0
@@ -61,28 +62,24 @@ class PostgresJournal:
             for slot in range(settings.journal_connections)
         ]
 
-    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
-        """Queue a write. The future is done when the write is durable, or can't be; cancelling it stops nothing.
-
-        WorkerFencedError (of all that is queued), PayloadRefusedError (of this run alone; what it wrote after that is
-        refused as well), HistoryConflictError (I3, of this run alone), StoreUnavailableError.
-        """
-        future: asyncio.Future[Flushed] = asyncio.get_running_loop().create_future()
+    def write(self, write: RunWrite, answered: Answered) -> None:
+        """Queue a write; `answered` is called once, later: see `interface.Journal`."""
         if self._ended is not None or self._is_closing:
-            _fail(future, self._ended or StoreUnavailableError("the journal of this worker is closed"))
-            return future
+            self._answer_later(answered, self._ended or StoreUnavailableError("the journal of this worker is closed"))
+            return
         if self._lost and (error := self._follows_a_lost_one(write)) is not None:
-            _fail(future, error)
-            return future
+            self._answer_later(answered, error)
+            return
         try:
             size = self._measure(write)
         except PayloadRefusedError as refusal:
             self._lose(write.run_id, write.claim, write.entries, refusal)
-            _fail(future, refusal)
-            return future
-        waiting = self._later if self._flying and write.run_id in self._flying else self._queue
-        if (queued := waiting.get(write.run_id)) is None:
-            queued = waiting[write.run_id] = Write.of(write, size)
+            self._answer_later(answered, refusal)
+            return
+        key = write.run_id.int
+        waiting = self._later if key in self._flying else self._queue
+        if (queued := waiting.get(key)) is None:
+            queued = waiting[key] = Write.of(write, size)
             if write.begin is not None:
                 self._begins += 1
                 queued.number = self._begins
@@ -90,9 +87,29 @@ class PostgresJournal:
             queued.add(write, size)
         if self._losses and write.entries and self._losses.get(write.run_id) == write.claim:
             queued.ends_losses = True
-        queued.futures.append(future)
+        queued.answered.append(answered)
         self._wake.set()
+
+    def submit(self, write: RunWrite) -> "asyncio.Future[Flushed]":
+        """Queue a write for whoever awaits the answer; cancelling the future stops nothing."""
+        future: asyncio.Future[Flushed] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: Flushed | RomancyError) -> None:
+            if future.done():
+                return  # whoever waited was cancelled
+            if isinstance(answer, RomancyError):
+                future.set_exception(answer)
+                future.exception()  # it was logged here: nobody has to look at it
+            else:
+                future.set_result(answer)
+
+        self.write(write, answered)
         return future
+
+    @staticmethod
+    def _answer_later(answered: Answered, error: RomancyError) -> None:
+        """Not from within `write`: whoever writes is in the middle of something."""
+        asyncio.get_running_loop().call_soon(answered, error)
 
     async def close(self) -> None:
         """Flush what is queued, and end."""
@@ -123,14 +140,17 @@ class PostgresJournal:
         """The next flush: in the order of submission, within the bounds, one at least."""
         batch: list[Write] = []
         size = 0
-        for run_id, write in self._queue.items():
+        for key, write in self._queue.items():
             size += write.size_bytes
             if batch and (size > self._settings.flush_bytes_max or len(batch) >= self._settings.flush_rows_max):
                 break
             batch.append(write)
-            self._flying.add(run_id)
-        for write in batch:
-            del self._queue[write.run_id]
+            self._flying.add(key)
+        if len(batch) == len(self._queue):
+            self._queue.clear()
+        else:
+            for write in batch:
+                del self._queue[write.run_id.int]
         return batch
 
     async def _flush(self, connection: EngineConnection, slot: int, batch: list[Write]) -> None:
@@ -141,10 +161,6 @@ class PostgresJournal:
         except Exception as error:  # a defect of ours: whoever waits must hear of it
             logger.exception("journal_failed", worker_id=self._worker_id)
             self._end(StoreUnavailableError(f"the journal failed: {error!r}"), batch)
-        for write in batch:
-            self._flying.discard(write.run_id)
-            if self._later and (later := self._later.pop(write.run_id, None)) is not None:
-                self._queue[write.run_id] = later
         if self._queue:
             self._wake.set()
 
@@ -174,8 +190,11 @@ class PostgresJournal:
             else:
                 if self._losses and (write.ends_losses or (isinstance(write.then, LetGo) and not outcome.stays)):
                     self._losses.pop(write.run_id, None)
+                later = self._landed(write)
+                if later is not None and outcome.began:
+                    self._queue[write.run_id.int], later = later, None
                 _answer(write, outcome)
-                if not outcome.began and (later := self._later.pop(write.run_id, None)) is not None:
+                if later is not None:
                     _answer(later, outcome)  # it followed a begin that did not happen
         self._notifier.queues_due(answer.woken)
         if answer.is_owed:
@@ -244,12 +263,19 @@ class PostgresJournal:
             del self._lost[write.run_id]  # what was lost has been replaced, or is nobody's any more
         return None
 
+    def _landed(self, write: Write) -> Write | None:
+        """A write of the run is not on its way any more; what the run has queued since."""
+        key = write.run_id.int
+        self._flying.discard(key)
+        return self._later.pop(key, None) if self._later else None
+
     def _refuse(self, write: Write, error: RomancyError) -> None:
         """Give a run its error, and refuse what it has queued since: its code ran ahead of what is not there."""
-        later = self._later.pop(write.run_id, None)
+        later = self._landed(write)
         refused = [write] if later is None else [write, later]
         self._lose(write.run_id, write.claim, [entry for each in refused for entry in each.entries], error)
-        _fail_all(refused, error)
+        for each in refused:
+            _answer(each, error)
 
     def _lose(self, run_id: UUID, claim: int, entries: Sequence[Entry], error: RomancyError) -> None:
         if entries:
@@ -260,25 +286,19 @@ class PostgresJournal:
         if self._ended is None:
             self._ended = error
             logger.error("journal_ended", worker_id=self._worker_id, error=repr(error))
-        _fail_all([*batch, *self._queue.values(), *self._later.values()], error)
+        refused = [*batch, *self._queue.values(), *self._later.values()]
         self._queue.clear()
         self._later.clear()
+        self._flying.clear()
         self._wake.set()
+        for write in refused:
+            _answer(write, error)
 
 
-def _answer(write: Write, flushed: Flushed) -> None:
-    for future in write.futures:
-        if not future.done():  # whoever waited may have been cancelled
-            future.set_result(flushed)
-
-
-def _fail(future: "asyncio.Future[Flushed]", error: RomancyError) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # it was logged here: nobody has to look at each future of a run that is dropped
-
-
-def _fail_all(writes: Iterable[Write], error: RomancyError) -> None:
-    for write in writes:
-        for future in write.futures:
-            _fail(future, error)
+def _answer(write: Write, answer: Flushed | RomancyError) -> None:
+    told, write.answered = write.answered, []  # once, though the flush may fail after some of it was answered
+    for answered in told:
+        try:
+            answered(answer)
+        except (Exception, asyncio.CancelledError):  # a defect of ours in one run: the others must hear of their flush
+            logger.exception("answer_failed", run_id=str(write.run_id))

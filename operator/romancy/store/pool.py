@@ -14,6 +14,7 @@ import asyncpg
 from romancy.base import log
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import PayloadRefusedError, SettingsError, StoreError, StoreUnavailableError
+from romancy.store.arrays import as_text
 
 logger = log.get(__name__)
 
@@ -186,7 +187,7 @@ class EngineConnection:
                 self._connection = await connect(self._settings, name=self._name)
             try:
                 await self._connection.renew_plans()
-                rows: list[Any] = await self._connection.fetch(*statement)
+                rows: list[Any] = await self._connection.fetch(*as_text(statement))
             except Exception as error:
                 if sqlstate_of(error)[:2] in _BROKEN and not is_refusal(error):
                     self._drop()

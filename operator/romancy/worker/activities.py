@@ -2,22 +2,23 @@
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import structlog
+from prometheus_client import Histogram
 
 from romancy.base import metrics
 from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError, PayloadError, TerminalError
 from romancy.model.command import RunActivity
+from romancy.model.record import record
 from romancy.model.retry import RetryPolicy
 from romancy.sdk.activity import INFO, Activity, ActivityInfo
 from romancy.worker.threads import Threads
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ended:
     """What came of an attempt: a payload, an error, or neither if it was cancelled as asked."""
 
@@ -48,47 +49,50 @@ class Activities:
         self._threads = Threads("activity")
         self._payload_bytes_max = payload_bytes_max
         self._now = now
+        self._histograms: dict[tuple[str, str], Histogram] = {}
 
     async def attempt(
         self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
     ) -> Ended:
-        """Run one attempt to its end; never raises.
+        """Run one attempt to its end, in a context of its own; never raises.
 
         Args:
             may_start: asked again when there is a slot; False ends it as if it had been cancelled before it began.
             was_asked: whether a CancelledError is one that we asked for.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        ended = await self._attempt(command, info, may_start=may_start, was_asked=was_asked)
-        outcome = "completed" if ended.payload is not None else "failed" if ended.error is not None else "cancelled"
-        metrics.ACTIVITY_SECONDS.labels(command.name, outcome).observe(loop.time() - began)
-        return ended
-
-    async def _attempt(
-        self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
-    ) -> Ended:
         activity = command.definition
         assert isinstance(activity, Activity)
-        structlog.contextvars.bind_contextvars(
-            run_id=str(info.run_id), run=info.run, workflow=info.workflow, activity=info.activity, attempt=info.attempt
-        )
         INFO.set(info)
+        began, outcome = time.monotonic(), "failed"
         try:
             arguments = activity.decode_arguments(command.arguments)
             if activity.is_async:
                 value, at = await self._here(activity, arguments, may_start)
             else:
                 value, at = await self._in_thread(activity, arguments, may_start, is_shielded=command.is_shielded)
-            return Ended(payload=activity.signature.result.encode(value, bytes_max=self._payload_bytes_max), at=at)
+            payload = activity.signature.result.encode(value, bytes_max=self._payload_bytes_max)
+            outcome = "completed"
+            return Ended(payload, None, at)
         except _NotStarted:
+            outcome = "cancelled"
             return Ended()
         except asyncio.CancelledError as error:
-            return Ended() if was_asked() else Ended(error=_foreign(error))
+            if was_asked():
+                outcome = "cancelled"
+                return Ended()
+            return Ended(error=_foreign(error))
         except Exception as error:
             return Ended(error=error)
         except BaseException as error:
             return Ended(error=_foreign(error))
+        finally:
+            self._seconds(command.name, outcome).observe(time.monotonic() - began)
+
+    def _seconds(self, name: str, outcome: str) -> Histogram:
+        """The child of a metric: found once, since that costs more than to observe."""
+        if (found := self._histograms.get((name, outcome))) is None:
+            found = self._histograms[name, outcome] = metrics.ACTIVITY_SECONDS.labels(name, outcome)
+        return found
 
     def close(self) -> None:
         """Take no more; threads that run are left to end by themselves."""
@@ -97,7 +101,8 @@ class Activities:
     async def _here(
         self, activity: Activity[..., Any], arguments: dict[str, Any], may_start: Callable[[], bool]
     ) -> tuple[Any, datetime]:
-        async with self._async_slots:
+        await self._async_slots.acquire()
+        try:
             if not may_start():
                 raise _NotStarted
             if activity.timeout_seconds is None:
@@ -110,6 +115,8 @@ class Activities:
                 if not timeout.expired():
                     raise  # the activity's own
                 raise _timed_out(activity) from None
+        finally:
+            self._async_slots.release()
 
     async def _in_thread(
         self,

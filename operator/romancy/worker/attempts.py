@@ -1,9 +1,11 @@
 """The activities that a run has open: when they start, what a failed attempt means, how they are cancelled."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
@@ -52,12 +54,13 @@ class Open:
     is_handed_over: bool = False  # what it waits for is on its way to the database
     is_durable: bool = False
     is_cancel_asked: bool = False
+    has_ended: bool = False  # which is not delivered yet
     task: "asyncio.Task[Ended] | None" = None
 
     @property
     def is_waiting(self) -> bool:
         """It could not be started."""
-        return self.task is None
+        return self.task is None and not self.has_ended
 
     @property
     def definition(self) -> Activity[..., Any]:
@@ -92,6 +95,11 @@ class Attempts:
         self._running: dict[int, Open] = {}
         self._compensations: set[int] = set()
         self.failed: list[Attempt] = []  # to be written
+        # Each attempt has a copy of this: what it logs says of which run it is.
+        self._context = contextvars.copy_context()
+        self._context.run(
+            structlog.contextvars.bind_contextvars, run_id=str(run.run_id), run=run.name, workflow=run.workflow
+        )
 
     # --- what the code asks for --------------------------------------------------------------------------------
 
@@ -161,10 +169,11 @@ class Attempts:
 
     def start(self, *, is_held: bool) -> None:
         """Start what is durable and due."""
-        if not self._waiting or self._host.is_draining or not self._host.may_start_activities():
+        found = [each for each in self._waiting.values() if self._is_startable(each, is_held)]
+        if not found or not self._may_start():
             return
-        for each in list(self._waiting.values()):
-            if self._is_startable(each, is_held) and (each.not_before is None or each.not_before <= self._host.now()):
+        for each in found:
+            if each.not_before is None or each.not_before <= self._host.now():
                 self._start(each)
 
     def durable(self, activities: Iterable[Open]) -> None:
@@ -184,44 +193,55 @@ class Attempts:
         self._compensations.clear()
 
     def _forget(self, number: int) -> Open:
-        self._waiting.pop(number, None)
-        self._running.pop(number, None)
-        self._compensations.discard(number)
-        return self.open.pop(number)
+        each = self.open.pop(number)
+        if not each.has_ended:
+            self._waiting.pop(number, None)
+            self._running.pop(number, None)
+        if each.command.is_compensation:
+            self._compensations.discard(number)
+        return each
+
+    def _may_start(self) -> bool:
+        return not self._host.is_draining and self._host.may_start_activities()
+
+    def _was_asked(self, each: Open) -> bool:
+        return each.is_cancel_asked or self._is_dropped or self.open.get(each.command.number) is not each
 
     def _start(self, each: Open) -> None:
+        command, run = each.command, self._run
         info = ActivityInfo(
-            run_id=self._run.run_id,
-            namespace=self._run.namespace,
-            run=self._run.name,
-            workflow=self._run.workflow,
-            activity=each.command.name,
-            number=each.command.number,
+            run_id=run.run_id,
+            namespace=run.namespace,
+            run=run.name,
+            workflow=run.workflow,
+            activity=command.name,
+            number=command.number,
             attempt=each.failed + 1,
         )
         attempt = self._host.activities.attempt(
-            each.command,
-            info,
-            may_start=lambda: self._host.may_start_activities() and not self._host.is_draining,
-            was_asked=lambda: (
-                each.is_cancel_asked or self._is_dropped or self.open.get(each.command.number) is not each
-            ),
+            command, info, may_start=self._may_start, was_asked=partial(self._was_asked, each)
         )
-        self._running[each.command.number] = self._waiting.pop(each.command.number)
+        context = self._context.copy()
+        context.run(structlog.contextvars.bind_contextvars, activity=command.name, attempt=info.attempt)
+        self._running[command.number] = self._waiting.pop(command.number)
         # Begun here and now: one that awaits nothing costs no turn of the loop.
-        loop = asyncio.get_running_loop()
-        each.task = asyncio.Task(attempt, loop=loop, name=f"activity {each.command.name}", eager_start=True)
-        if each.task.done():
-            self._ended(each, each.task)
+        task = each.task = asyncio.Task(
+            attempt,
+            loop=asyncio.get_running_loop(),
+            name=f"activity {command.name}",
+            context=context,
+            eager_start=True,
+        )
+        if task.done():
+            self._ended(each, task)
         else:
-            each.task.add_done_callback(lambda task: self._ended(each, task))
+            task.add_done_callback(partial(self._ended, each))
 
     def _ended(self, each: Open, task: "asyncio.Task[Ended]") -> None:
         if self.open.get(each.command.number) is not each:
             return  # abandoned, or dropped
         each.task = None
-        self._waiting[each.command.number] = self._running.pop(each.command.number)
-        self._changed()
+        del self._running[each.command.number]
         ended = Ended() if task.cancelled() else task.result()
         if ended.payload is not None:
             self._end(each, Kind.ACTIVITY_COMPLETED, ended.payload, ended.at)
@@ -229,7 +249,12 @@ class Attempts:
             self._failed(each, ended.error, ended.at)
         elif each.is_cancel_asked:
             self._end(each, Kind.ACTIVITY_CANCELLED, "")
-        # Else it was not started after all, because of a drain or an uncertain lease: it stays open.
+        else:  # it was not started after all, because of a drain or an uncertain lease: it stays open
+            self._wait(each)
+
+    def _wait(self, each: Open) -> None:
+        self._waiting[each.command.number] = each
+        self._changed()
 
     def _failed(self, each: Open, error: Exception, at: datetime | None) -> None:
         each.failed += 1
@@ -244,6 +269,7 @@ class Attempts:
         each.not_before = now + timedelta(seconds=delay)
         each.error = one_line(text)
         each.is_durable = each.is_handed_over = False  # the next attempt waits until this one is counted for ever
+        self._wait(each)
         self._note(Attempt(each.command.number, each.failed, text, now, each.not_before))
         self._log.warning(
             "activity_attempt_failed",
@@ -258,6 +284,7 @@ class Attempts:
         self._last[row.number] = row
 
     def _end(self, each: Open, kind: Kind, payload: str, at: datetime | None = None) -> None:
+        each.has_ended = True
         self._waiting.pop(each.command.number, None)
         self._delivery.add_end(at or self._host.now(), each.command.number, kind, payload)
         self._changed()

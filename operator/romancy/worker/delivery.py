@@ -8,17 +8,18 @@ import heapq
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import assert_never
 
 from romancy.model.history import ACTIVITY_ENDS, InboxRow, Kind, MessageKind
+from romancy.model.record import record
 from romancy.model.run import Reason
 
 _TIMER, _OTHER = 0, 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@record(order=True)
 class Ready:
     """Something that happened. `number` is that of the command that it answers, or of the message."""
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol, assert_never
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from romancy.errors import (
     HistoryTooLongError,
     InputInvalidError,
     PayloadRefusedError,
+    RomancyError,
     StoreUnavailableError,
 )
 from romancy.model import failure
@@ -44,13 +46,11 @@ from romancy.store.interface import (
     LetGo,
     Park,
     Release,
-    RunWrite,
 )
 from romancy.worker import attempts, waiting
-from romancy.worker.attempts import Attempts, Open
-from romancy.worker.bell import Bell
+from romancy.worker.attempts import Attempts
 from romancy.worker.delivery import Delivery, Ready
-from romancy.worker.writing import RunWasThereError, Writing
+from romancy.worker.writing import Sent, Writing, has_cancels
 
 LOG = log.get(__name__)
 REPLAY_SLICE = 200  # entries; then others are let in
@@ -90,7 +90,7 @@ class Execution:
         claim: the hold; None for a run that this process begins itself.
         begin: the run to insert with the first flush.
         is_suspect: workers were lost while it ran; until it gets on, no other such run is taken beside it.
-        on_begun: told once whether it was inserted; not told if the run is dropped before.
+        on_begun: told once whether it was inserted; False as well if the run is dropped before.
     """
 
     def __init__(
@@ -111,18 +111,24 @@ class Execution:
         self.parked_until: datetime | None = None
         self._engine, self._workflow, self._claimed = engine, workflow, claimed
         self._on_begun = on_begun
+        self._on_left: Callable[[Left | BaseException], object] | None = None
         self._is_there = begin is None  # it is a row: what comes for its id before that is another run's
         self._losses = claim.lost_count - claim.lost_noted if claim else 0
         self._phase = claim.phase if claim else Phase.RUNNING
         self._replay: Replay | None = None
         self._has_news = False  # in its inbox
         self._mail_again: asyncio.TimerHandle | None = None  # it could not be read
-        self._bell = Bell()  # something happened that `_advance` has to look at
+        self._is_out = True  # it is not in hand: not started, parked, or out of memory
         self._is_leaving = False  # it has been asked to let the run go
+        self._is_busy = False  # in the middle of a turn
+        self._is_wanted = False  # something happened that a turn has to look at
+        self._next_turn: asyncio.Handle | None = None
+        self._alarm: asyncio.TimerHandle | None = None  # a turn at the moment at which time itself brings something
+        self._work: asyncio.Task[None] | None = None  # what has to be awaited before the next turn
+        self._gone: list[asyncio.Future[None]] = []
+        self._alone: Sent | None = None  # the only write that counts any more: what was to be stored is refused
         self._log = LOG.bind(run_id=str(self.run_id), run=claimed.name, workflow=claimed.workflow)
-        self._writing = Writing(
-            lambda: engine.journal, self.run_id, claim.number if claim else 1, begin, self._act, self._bell.ring
-        )
+        self._writing = Writing(self.run_id, claim.number if claim else 1, begin)
         self._delivery = Delivery(
             claimed.inbox,
             delivered=frozenset(entry.inbox for entry in claimed.history if entry.inbox is not None),
@@ -130,35 +136,31 @@ class Execution:
             timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
             timeout_text=f"the run did not end within its timeout of {claimed.timeout_seconds or 0:g} s",
         )
-        self._attempts = Attempts(engine, claimed, self._delivery, self._bell.ring, self._log)
+        self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log)
 
     # --- the life of an execution -----------------------------------------------------------------------------
 
-    async def run(self) -> Left:
-        """Go on until the run leaves this worker.
+    def start(self, on_left: Callable[[Left | BaseException], object]) -> None:
+        """Go on until the run leaves this worker; `drop` ends it before.
 
-        Raises:
-            WorkerFencedError, StoreUnavailableError: the worker has lost its runs; this one is dropped.
-            HistoryConflictError: I3 is broken for this run; it is dropped.
+        Args:
+            on_left: told once how. WorkerFencedError, StoreUnavailableError: the worker has lost its runs, and this one is
+                dropped. HistoryConflictError: I3 is broken for this run; it is dropped. Not told of a `drop`.
         """
-        left: Left | None = None
+        assert self._is_out
+        self._on_left, self._is_out, self._is_leaving = on_left, False, False
+        if self._replay is not None:
+            self._turn()
+            return
         try:
-            while left is None:
-                left = await self._advance() if self._replay is not None else await self._start()
-            return left
-        except RunWasThereError:
-            return Left.EXISTS
-        except PayloadRefusedError as error:
-            return await self._refused(error)
-        finally:
-            if left is not Left.PARKED:
-                self.drop()
+            self._begin()
+        except (Exception, asyncio.CancelledError) as error:
+            self._leave(error)
 
     def resume(self, claim: Claim) -> None:
-        """Take up a parked run that nobody has claimed since: its replay is still good."""
+        """Take up a parked run that nobody has claimed since, before `start`: its replay is still good."""
         assert claim.number == self.claim_number + 1
         self._writing.claim = claim.number
-        self._is_leaving = False
         self._phase = claim.phase
         if claim.inbox_version > self._delivery.seen:
             self._has_news = True
@@ -170,22 +172,52 @@ class Execution:
     def has_mail(self) -> None:
         """New rows are in the run's inbox."""
         self._has_news = True
-        self._bell.ring()
+        self.look()
 
     def look(self) -> None:
-        """Something about the worker changed: it drains, or is out of time."""
-        self._bell.ring()
+        """Something changed: about the run, its activities, or its worker. A turn will look at it."""
+        self._is_wanted = True
+        if not self._is_busy and self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._called)
+
+    def gone(self) -> "asyncio.Future[None]":
+        """Done when the run has left this worker."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gone.append(future)
+        return future
 
     def drop(self) -> None:
         """Put the run out of memory: its code is closed, its activities are cancelled, and nobody sees their results."""
+        self._is_out = True
         self._attempts.drop()
-        if self._mail_again is not None:
-            self._mail_again.cancel()
+        for waiting_for in (self._mail_again, self._alarm, self._next_turn, self._work):
+            if waiting_for is not None:
+                waiting_for.cancel()
         if self._replay is not None:
             self._replay.discard()
+        self._tell_gone()
 
-    async def _start(self) -> Left | None:
-        """Decode the input and replay the history."""
+    def _leave(self, how: Left | BaseException) -> None:
+        """The run has left this worker, or has to be dropped for an error."""
+        if self._is_out:
+            return
+        self._is_out = True
+        if how is Left.PARKED:
+            self._tell_gone()
+        else:
+            self.drop()
+        assert self._on_left is not None
+        self._on_left(how)
+
+    def _tell_gone(self) -> None:
+        self._tell_begun(False)
+        for future in self._gone:
+            if not future.done():
+                future.set_result(None)
+        self._gone.clear()
+
+    def _begin(self) -> None:
+        """Decode the input and replay the history: in slices, since a long one must not keep other runs waiting."""
         claimed = self._claimed
         info = RunInfo(
             id=claimed.run_id,
@@ -199,9 +231,8 @@ class Execution:
             arguments = self._workflow.decode_input(claimed.input, claimed.form)
         except InputInvalidError as error:
             text = failure.encode(error)
-            return await self._finish(
-                Outcome(End.FAILED, failure=text, reason=Reason.INPUT_INVALID, message=error.message)
-            )
+            self._finish(Outcome(End.FAILED, failure=text, reason=Reason.INPUT_INVALID, message=error.message))
+            return
         self._replay = Replay(
             self._workflow.program(arguments, info),
             started_at=claimed.started_at,
@@ -209,62 +240,111 @@ class Execution:
             step_seconds_max=self._engine.step_seconds_max,
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
+        if len(claimed.history) > REPLAY_SLICE:
+            self._await(self._replay_slices(self._replay))
+            return
         try:
-            self._take(await self._replayed(self._replay, claimed.history))
+            issued = self._replay.advance(claimed.history, replaying=True)
         except BlockingError as error:
-            return await self._block(error)
+            self._block(error)
+            return
+        self._replayed(issued)
+        self._turn()
+
+    async def _replay_slices(self, replay: Replay) -> None:
+        history, issued = self._claimed.history, list[Command]()
+        try:
+            for begin in range(0, len(history), REPLAY_SLICE):
+                issued.extend(replay.advance(history[begin : begin + REPLAY_SLICE], replaying=True))
+                await asyncio.sleep(0)
+        except BlockingError as error:
+            self._block(error)
+            return
+        self._replayed([command for command in issued if replay.is_wanted(command)])
+
+    def _replayed(self, issued: Sequence[Command]) -> None:
+        """What is still wanted is taken up."""
+        self._take(issued)
         if self._losses > 0:
             self._attempts.note_losses(self._losses)
             self._writing.losses_noted = True
             self._losses = 0
-        return None
 
-    async def _replayed(self, replay: Replay, history: Sequence[Entry]) -> list[Command]:
-        """Deliver what is stored, in slices: a long history must not keep other runs waiting. What is still wanted."""
-        issued = replay.advance(history[:REPLAY_SLICE], replaying=True)
-        for begin in range(REPLAY_SLICE, len(history), REPLAY_SLICE):
-            await asyncio.sleep(0)
-            issued.extend(replay.advance(history[begin : begin + REPLAY_SLICE], replaying=True))
-        return [command for command in issued if replay.is_wanted(command)]
+    def _await(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what has to be awaited; then comes the next turn."""
 
-    async def _advance(self) -> Left | None:
-        """Deliver what lies ready, write it, and wait for more."""
-        assert self._replay is not None
-        self._bell.hush()
-        if self._has_news and self._is_there:
-            await self._read_mail()
+        def done(task: "asyncio.Task[None]") -> None:
+            self._work = None
+            if not task.cancelled() and isinstance(error := task.exception(), Exception):
+                self._leave(error)
+            else:
+                self._turn()
+
+        self._work = asyncio.get_running_loop().create_task(work, name=f"run {self.run_id}")
+        self._work.add_done_callback(done)
+
+    # --- turns -------------------------------------------------------------------------------------------------
+
+    def _called(self) -> None:
+        self._next_turn = None
+        self._turn()
+
+    def _turn(self) -> None:
+        """Deliver what lies ready, write it, start what may start; then wait to be called: by the journal's answer, the end
+        of an activity, a moment, mail. No task waits for them: a run takes a handful of turns a step.
+        """
+        if self._is_busy or self._is_out or self._is_leaving or self._work is not None:
+            return  # whoever is at it takes the next turn
+        self._is_busy, self._is_wanted = True, False
         try:
-            self._deliver_ready()
+            self._advance()
+        except (Exception, asyncio.CancelledError) as error:
+            self._leave(error)
+        finally:
+            self._is_busy = False
+        if self._is_wanted:
+            self.look()  # more lies ready; others are let in between
+
+    def _advance(self) -> None:
+        replay = self._replay
+        assert replay is not None
+        if self._has_news and self._is_there:
+            self._await(self._read_mail())
+            return
+        try:
+            self._deliver_ready(replay)
         except BlockingError as error:
-            return await self._block(error)
-        if (outcome := self._replay.outcome) is not None:
-            return await self._finish(outcome)
-        if self._replay.position >= self._engine.history_entries_max:
-            return await self._block(
-                HistoryTooLongError(entries=self._replay.position, entries_max=self._engine.history_entries_max)
-            )
+            self._block(error)
+            return
+        if (outcome := replay.outcome) is not None:
+            self._finish(outcome)
+            return
+        if replay.position >= self._engine.history_entries_max:
+            self._block(HistoryTooLongError(entries=replay.position, entries_max=self._engine.history_entries_max))
+            return
         if self._is_idle():
             if self._engine.is_draining:
                 self._attempts.note_left_running()
-                await self._write(Release())
-                return Left.RELEASED
+                self._let_go(Release())
+                return
             wait = self._waiting()
             if not self._is_near(wait.wake_at):
-                return await self._park(wait)
+                self._park(wait)
+                return
         self._show_phase()
         self._submit()
         self._attempts.start(is_held=self._is_held())
-        await self._wait()
-        return None
+        self._set_alarm()
 
-    async def _wait(self) -> None:
-        """Until something is ready, or a timer or backoff is due."""
-        seconds = self._seconds_until_due()
-        if self._delivery.has_some or (self._has_news and self._is_there) or seconds == 0:
-            await asyncio.sleep(0)  # more lies ready; others are let in between
-            return
-        await self._bell.wait(seconds)
-        self._writing.raise_error()
+    def _set_alarm(self) -> None:
+        """Take a turn when a timer or backoff is due, or at once if more lies ready."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._delivery.has_some:
+            self._is_wanted = True
+        elif (seconds := self._seconds_until_due()) is not None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._turn)
 
     # --- delivery -----------------------------------------------------------------------------------------------
 
@@ -280,10 +360,8 @@ class Execution:
         self._mail_again = None
         self.has_mail()
 
-    def _deliver_ready(self) -> None:
+    def _deliver_ready(self, replay: Replay) -> None:
         """One entry at a time, each time running the code until it waits again."""
-        replay = self._replay
-        assert replay is not None
         while self._delivery.has_any and replay.outcome is None and not self._writing.is_full:
             now = self._engine.now()
             may_hold, is_cancelled = not self._attempts.is_compensating, replay.cancel_reason is not None
@@ -419,86 +497,130 @@ class Execution:
             self._writing.keep = Keep(phase, reason)
             self._phase = phase
 
-    def _submit(self, then: LetGo | None = None) -> "asyncio.Future[Flushed] | None":
+    def _submit(self, then: LetGo | None = None) -> None:
         """Hand over what there is to write; what acts follows when it is durable."""
-        self._writing.raise_error()
-        failed, self._attempts.failed = self._attempts.failed, []
-        waiting_for_it: list[Open] = []
+        writing, attempts = self._writing, self._attempts
+        failed, attempts.failed = attempts.failed, []
+        commands, writing.commands = writing.commands, []
+        if (write := writing.take(failed, then)) is None:
+            self._act(commands)
+            self._is_wanted |= has_cancels(commands)  # the run may be idle now
+            if writing.is_all_written:
+                attempts.durable(attempts.hand_over())  # nothing has to be written before they start
+            return
+        sent = Sent(write, commands, attempts.hand_over(), has_cancels(commands))
+        self._send(sent)
 
-        def durable(write: RunWrite) -> None:
-            self._tell_begun(True)
-            self.is_suspect = self.is_suspect and not write.entries
-            self._attempts.durable(waiting_for_it)
+    def _send(self, sent: Sent) -> None:
+        self._writing.sent(sent)
+        self._engine.journal.write(sent.write, partial(self._answered, sent))
 
-        def settled() -> None:
-            # Straight from here, without a turn of `_advance`: this is most of what a run does. But not what the code has
-            # given up meanwhile, or what the outside may stop.
-            if not (self._is_leaving or self._has_news or self._writing.has_cancels):
+    def _answered(self, sent: Sent, answer: Flushed | RomancyError) -> None:
+        """The journal's answer to a write; called once for each, in their order."""
+        self._writing.answered(sent)
+        if self._is_out or (self._alone is not None and sent is not self._alone):
+            return
+        try:
+            if isinstance(answer, RomancyError):
+                self._writing.begin = sent.write.begin  # refused with all the rest of it
+                self._not_written(answer)
+            elif not answer.began:
+                self._leave(Left.EXISTS)
+            else:
+                self._written(sent, answer)
+        except (Exception, asyncio.CancelledError) as error:
+            self._leave(error)
+
+    def _written(self, sent: Sent, answer: Flushed) -> None:
+        self._tell_begun(True)
+        self.is_suspect = self.is_suspect and not sent.write.entries
+        self._attempts.durable(sent.activities)
+        self._act(sent.commands)
+        if isinstance(sent.write.then, LetGo):
+            self._is_leaving = False
+            if answer.stays:
+                self._has_news = True
+                self._turn()
+            else:
+                self._left(sent.write.then)
+            return
+        # Straight from here: this is most of what a run does. But not what the code has given up meanwhile, or what the outside
+        # may stop.
+        self._is_wanted |= sent.has_cancels  # the run may be idle now
+        if not (self._is_leaving or self._has_news or self._writing.has_cancels):
+            self._is_busy = True  # what ends at once is delivered below
+            try:
                 self._attempts.start(is_held=self._is_held())
-            if any(each.is_waiting for each in waiting_for_it):
-                self._bell.ring()
+            finally:
+                self._is_busy = False
+        if not self._is_wanted and any(each.is_waiting for each in sent.activities):
+            self._is_wanted = True
+        if self._is_wanted:
+            self._turn()
 
-        future = self._writing.submit(failed, then, durable, settled)
-        if future is not None or self._writing.is_all_written:
-            waiting_for_it.extend(self._attempts.hand_over())
-        if future is None:
-            self._attempts.durable(waiting_for_it)  # nothing has to be written before they start
-        return future
-
-    async def _write(self, then: LetGo) -> Flushed:
+    def _not_written(self, error: RomancyError) -> None:
+        if not isinstance(error, PayloadRefusedError) or self._alone is not None:
+            self._leave(error)
+            return
+        # What the run has to store is refused: it fails alone, with what can be stored.
+        self._log.error("payload_refused", error=error.message)
+        self._attempts.drop()  # what led to them is not there
+        text = failure.encode(error)
+        self.outcome = Outcome(End.FAILED, failure=text, reason=Reason.PAYLOAD_REFUSED, message=error.message)
+        self._alone = Sent(self._writing.alone(_finish(self.outcome)), [], [], has_cancels=False)
         self._is_leaving = True
-        future = self._submit(then)
-        assert future is not None
-        flushed = await asyncio.shield(future)
-        self._writing.raise_error()
-        self._is_leaving = not flushed.stays
-        return flushed
+        self._send(self._alone)
 
-    async def _park(self, wait: waiting.Waiting) -> Left | None:
+    def _let_go(self, then: LetGo) -> None:
+        self._is_leaving = True
+        self._submit(then)
+
+    def _left(self, then: LetGo) -> None:
+        """The run is not this worker's any more."""
+        match then:
+            case Park():
+                self._phase, self.parked_until = then.phase, then.wake_at
+                self._log.debug("run_parked", phase=then.phase, reason=then.reason, detail=then.message)
+                self._leave(Left.PARKED)
+            case Finish():
+                self._tell_finished()
+                self._leave(Left.FINISHED)
+            case Block():
+                metrics.RUNS_BLOCKED.labels(self._claimed.workflow, then.reason).inc()
+                self._leave(Left.BLOCKED)
+            case Release():
+                self._leave(Left.RELEASED)
+            case _:
+                assert_never(then)
+
+    def _park(self, wait: waiting.Waiting) -> None:
         waits_as = Phase.COMPENSATING if self._attempts.is_compensating else Phase.WAITING
         phase = Phase.SUSPENDED if self._is_held() else waits_as
         message = waiting.storable(wait.message)
-        park = Park(self._delivery.seen, wait.wake_at, phase=phase, reason=wait.reason, message=message)
-        if (await self._write(park)).stays:
-            self._has_news = True
-            return None
-        self._phase, self.parked_until = phase, wait.wake_at
-        self._log.debug("run_parked", phase=phase, reason=wait.reason, detail=wait.message)
-        return Left.PARKED
+        self._let_go(Park(self._delivery.seen, wait.wake_at, phase=phase, reason=wait.reason, message=message))
 
-    async def _finish(self, outcome: Outcome) -> Left:
+    def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
-        await self._write(_finish(outcome))
+        self._let_go(_finish(outcome))
+
+    def _tell_finished(self) -> None:
+        outcome = self.outcome
+        assert outcome is not None
         name, seconds = self._claimed.workflow, (self._engine.now() - self._claimed.started_at).total_seconds()
         metrics.RUNS_FINISHED.labels(name, outcome.end).inc()
         metrics.RUN_SECONDS.labels(name, outcome.end).observe(seconds)
         detail = {key: value for key, value in (("reason", outcome.reason), ("detail", outcome.message)) if value}
         self._log.info("run_finished", outcome=outcome.end, **detail)
-        return Left.FINISHED
 
-    async def _block(self, error: BlockingError) -> Left:
+    def _block(self, error: BlockingError) -> None:
         self._log.error("run_blocked", reason=error.reason, error=error.message, hint=error.hint)
         message = waiting.storable(f"{error.message}; {error.hint}" if error.hint else error.message)
-        await self._write(Block(error.reason, message, self._engine.build_id))
-        metrics.RUNS_BLOCKED.labels(self._claimed.workflow, error.reason).inc()
-        return Left.BLOCKED
-
-    async def _refused(self, error: PayloadRefusedError) -> Left:
-        """What the run has to store is refused: it fails alone, with what can be stored."""
-        self._log.error("payload_refused", error=error.message)
-        self._attempts.drop()  # before anything is awaited: what led to them is not there
-        text = failure.encode(error)
-        self.outcome = Outcome(End.FAILED, failure=text, reason=Reason.PAYLOAD_REFUSED, message=error.message)
-        if not (await self._writing.write_alone(_finish(self.outcome))).began:
-            return Left.EXISTS
-        self._tell_begun(True)
-        return Left.FINISHED
+        self._let_go(Block(error.reason, message, self._engine.build_id))
 
     def _tell_begun(self, has_begun: bool) -> None:
         if has_begun and not self._is_there:
             self._is_there = True
-            if self._has_news:
-                self._bell.ring()
+            self._is_wanted |= self._has_news
         if self._on_begun is not None:
             self._on_begun(has_begun)
             self._on_begun = None

@@ -95,7 +95,6 @@ class Worker:
         self._lease: Lease | None = None
         self._alarm: Alarm
         self._executions: dict[UUID, Execution] = {}
-        self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._parked: OrderedDict[UUID, Execution] = OrderedDict()
         self._taking: frozenset[UUID] = frozenset()  # claimed, and about to be in hand
         self._mail_of_others: set[UUID] = set()  # came for runs that are not in hand: they may be about to be
@@ -136,7 +135,7 @@ class Worker:
         if self._main is None or self._main.done():
             return
         self.is_draining = True
-        LOG.info("drain_started", worker=self.name, runs=len(self._tasks))
+        LOG.info("drain_started", worker=self.name, runs=self.runs)
         self._look()  # first: what only waits is handed over whether the rest can be announced or not
         try:
             if self.id is not None:
@@ -160,7 +159,7 @@ class Worker:
     @property
     def runs(self) -> int:
         """Runs in its hands."""
-        return len(self._tasks)
+        return len(self._executions)
 
     async def begin(self, new: NewRun, workflow: Workflow[..., Any]) -> bool:
         """Start a run as our own, if there is a slot: its first flush inserts it.
@@ -186,12 +185,7 @@ class Worker:
 
         execution = Execution(self, workflow, claimed, begin=Begin(new, started_at, python_minor()), on_begun=answer)
         self._hold(execution)
-
-        def left(_: asyncio.Task[None]) -> None:
-            if not begun.done():
-                begun.set_result(False)  # it was there before, or was dropped before it was inserted
-
-        self._tasks[new.id].add_done_callback(left)
+        self._start(execution)
         return await begun
 
     def watch(self, run_id: UUID) -> "asyncio.Future[Outcome]":
@@ -293,7 +287,7 @@ class Worker:
                 self._is_registered.clear()
                 for task in (filling, ended):
                     task.cancel()
-                await self._drop_all()
+                self._drop_all()
                 await keeper.stop()
                 await self._leave(store)
             if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
@@ -370,15 +364,15 @@ class Worker:
         anew: list[Claim] = []
         for claim in claims:
             metrics.RUNS_CLAIMED.labels(claim.workflow).inc()
-            if (leaving := self._tasks.get(claim.run_id)) is not None:
+            if (leaving := self._executions.get(claim.run_id)) is not None:
                 # It has just let the run go, or wants to begin it and is about to hear that it exists.
-                await asyncio.wait([leaving])
+                await leaving.gone()
             parked = self._parked.pop(claim.run_id, None)
             if parked is None:
                 anew.append(claim)
             elif parked.claim_number + 1 == claim.number and claim.lost_count == 0:
                 parked.resume(claim)  # it reads its mail by itself, if there is any that it has not seen
-                self._hold(parked)
+                self._take_up(parked)
             else:
                 parked.drop()
                 anew.append(claim)
@@ -394,7 +388,7 @@ class Worker:
             if claim.lost_count >= SUSPECT_LOSSES and any(each.is_suspect for each in self._executions.values()):
                 await self._put_off(claim)
                 continue
-            self._hold(Execution(self, workflow, run, claim=claim, is_suspect=claim.lost_count >= SUSPECT_LOSSES))
+            self._take_up(Execution(self, workflow, run, claim=claim, is_suspect=claim.lost_count >= SUSPECT_LOSSES))
 
     async def _put_off(self, claim: Claim) -> None:
         """One suspect at a time: a run that kills its workers must not make others look as if they did."""
@@ -408,43 +402,46 @@ class Worker:
             RunWrite(claim.run_id, claim.number, then=park)
         )  # if it stays, the slow poll finds it
 
+    def _take_up(self, execution: Execution) -> None:
+        """Execute a claimed run, when others have had their turn: there may be a hundred of them, each with a history."""
+        self._hold(execution)
+        asyncio.get_running_loop().call_soon(self._start, execution)
+
     def _hold(self, execution: Execution) -> None:
         self._executions[execution.run_id] = execution
         self._held_lately.add(execution.run_id)
-        task = asyncio.create_task(self._execute(execution), name=f"run {execution.run_id}")
-        self._tasks[execution.run_id] = task
         self._show_slots()
         if execution.run_id in self._mail_of_others:
             execution.has_mail()  # it came when nobody here could be told
 
-    async def _execute(self, execution: Execution) -> None:
-        """Execute one run until it leaves; what goes wrong with it alone ends here."""
-        left: Left | None = None
-        try:
-            left = await execution.run()
-        except (WorkerFencedError, StoreUnavailableError) as error:
-            if not self._life_ended.is_set():  # one line for all: there may be hundreds of them
-                LOG.error("runs_lost", runs=len(self._tasks), reason=error.reason, error=error.message)
-            self._life_ended.set()
-        except RomancyError as error:
-            LOG.error("run_dropped", run_id=str(execution.run_id), reason=error.reason, error=error.message)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            LOG.exception("run_dropped", run_id=str(execution.run_id))
-        finally:
-            if self._executions.get(execution.run_id) is execution:
-                del self._executions[execution.run_id]
-                del self._tasks[execution.run_id]
-            self._show_slots()
-            if left is Left.PARKED:
+    def _start(self, execution: Execution) -> None:
+        if self._executions.get(execution.run_id) is execution:  # not dropped before its turn
+            execution.start(partial(self._left, execution))
+
+    def _left(self, execution: Execution, how: Left | BaseException) -> None:
+        """A run has left; what went wrong with it alone ends here."""
+        del self._executions[execution.run_id]
+        self._show_slots()
+        match how:
+            case Left.PARKED:
                 self._remember(execution)
-            elif left is Left.FINISHED and execution.outcome is not None:
+            case Left.FINISHED:
+                assert execution.outcome is not None
                 for future in self._watchers.get(execution.run_id, ()):
                     if not future.done():
                         future.set_result(execution.outcome)
-            if self._was_full:
-                self._alarm.ring()
+            case Left():
+                pass
+            case WorkerFencedError() | StoreUnavailableError() as error:
+                if not self._life_ended.is_set():  # one line for all: there may be hundreds of them
+                    LOG.error("runs_lost", runs=self.runs + 1, reason=error.reason, error=error.message)
+                self._life_ended.set()
+            case RomancyError() as error:
+                LOG.error("run_dropped", run_id=str(execution.run_id), reason=error.reason, error=error.message)
+            case error:
+                LOG.error("run_dropped", run_id=str(execution.run_id), exc_info=error)
+        if self._was_full:
+            self._alarm.ring()
 
     def _remember(self, execution: Execution) -> None:
         """Keep a parked run for a while: nothing can have changed if the next claim of it is ours as well."""
@@ -475,30 +472,24 @@ class Worker:
             execution.look()
 
     def _show_slots(self) -> None:
-        self._slots_used.set(len(self._tasks))
+        self._slots_used.set(len(self._executions))
         self._slots_free.set(self._free_slots())
 
     def _free_slots(self) -> int:
-        return self._settings.slots - len(self._tasks)
+        return self._settings.slots - len(self._executions)
 
     async def _ended(self, seconds: float) -> None:
         """Until all executions have left, those as well that come meanwhile; at most so long."""
         end = self._clock.monotonic() + seconds
-        while self._tasks and (left := end - self._clock.monotonic()) > 0:
-            await asyncio.wait(list(self._tasks.values()), timeout=left)
+        while self._executions and (left := end - self._clock.monotonic()) > 0:
+            await asyncio.wait([each.gone() for each in self._executions.values()], timeout=left)
 
-    async def _drop_all(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        # A task that was cancelled before its first step has put nothing away.
+    def _drop_all(self) -> None:
         for execution in (*self._executions.values(), *self._parked.values()):
             execution.drop()
         self._executions.clear()
-        self._tasks.clear()
         self._parked.clear()
+        self._show_slots()
 
     def _set_clock(self, database: datetime, asked_at: float) -> None:
         """The database's clock was at that at some time since this worker asked."""
