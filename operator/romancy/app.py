@@ -1,8 +1,8 @@
 """Durable workflows in one's own program: a client that executes runs as well."""
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -12,10 +12,11 @@ from aiohttp import web
 from romancy.base import log
 from romancy.base.clock import SystemClock
 from romancy.base.settings import DatabaseSettings, WorkerSettings
-from romancy.client import Client, Watch
+from romancy.client import Client
 from romancy.errors import DefinitionError
 from romancy.gateway import server
 from romancy.model import failure
+from romancy.model.command import Outcome
 from romancy.model.run import NewRun
 from romancy.sdk.workflow import Workflow
 from romancy.store.postgres import PostgresStore
@@ -78,13 +79,14 @@ class App(Client):
         """An aiohttp application to mount anywhere: health now, events and the API in later releases."""
         return server.application(self.store, [self.worker])
 
-    @asynccontextmanager
-    async def watching(self, run_id: UUID) -> AsyncIterator[Watch]:
-        ended = self.worker.watch(run_id)
-        try:
-            yield Watch(ended, lambda: self.worker.holds(run_id))
-        finally:
-            self.worker.unwatch(run_id, ended)
+    def watch(self, run_id: UUID) -> "asyncio.Future[Outcome | None]":
+        return self.worker.watch(run_id)
+
+    def unwatch(self, run_id: UUID, left: "asyncio.Future[Outcome | None]") -> None:
+        self.worker.unwatch(run_id, left)
+
+    def executes(self, run_id: UUID) -> bool:
+        return self.worker.holds(run_id)
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         mine = self.worker.workflows.get(workflow.name)

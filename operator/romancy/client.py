@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -32,20 +30,6 @@ from romancy.store.interface import RunFilter
 from romancy.store.postgres import PostgresStore
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
-_POLL_HERE_SECONDS = 1.0  # while this process executes the run itself, and will know first
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """How somebody who waits for a run may hear of its end.
-
-    Attributes:
-        ended: its outcome, if it ends in this process; never done in others.
-        is_here: whether this process executes it now.
-    """
-
-    ended: "asyncio.Future[Outcome]"
-    is_here: Callable[[], bool]
 
 
 class Handle[R]:
@@ -88,19 +72,25 @@ class Handle[R]:
         """
         async with asyncio.timeout(timeout):
             run_id = self._run_id or (await self.info()).id
-            async with self._client.watching(run_id) as watch:
-                return self._value(await self._outcome(watch))
+            return self._value(await self._outcome(run_id))
 
-    async def _outcome(self, watch: Watch) -> Outcome:
+    async def _outcome(self, run_id: UUID) -> Outcome:
         """As soon as it is known: told by this process, or found in the database."""
-        polls = 0
-        while not watch.ended.done():
-            if not watch.is_here() and (run := await self.info()).is_done:
-                return _outcome_of(run)
-            seconds = _POLL_HERE_SECONDS if watch.is_here() else _POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)]
-            polls += 1
-            await asyncio.wait([watch.ended], timeout=seconds)
-        return watch.ended.result()
+        client, polls = self._client, 0
+        while True:
+            left = client.watch(run_id)
+            try:
+                if not client.executes(run_id):
+                    if (run := await self.info()).is_done:
+                        return _outcome_of(run)
+                    await asyncio.wait([left], timeout=_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
+                    polls += 1
+                    if not left.done():
+                        continue
+                if (outcome := await left) is not None:
+                    return outcome
+            finally:
+                client.unwatch(run_id, left)
 
     async def cancel(self, message: str = "") -> bool:
         """Ask the run to end: it may clean up, and what is done is compensated. False if it had ended, or was asked before."""
@@ -233,12 +223,18 @@ class Client:
             raise RunNotFoundError(str(run_id) if run_id is not None else f"{self.namespace}/{name}")
         return run
 
-    @asynccontextmanager
-    async def watching(self, run_id: UUID) -> AsyncIterator[Watch]:
-        """Hear of a run's end; from here it can only be asked for."""
+    def watch(self, run_id: UUID) -> "asyncio.Future[Outcome | None]":
+        """Done when the run leaves this process: its outcome, or None if it has not ended. Give it back by `unwatch`."""
         del run_id
-        never: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        yield Watch(never, lambda: False)
+        return asyncio.get_running_loop().create_future()  # from here it can only be asked for
+
+    def unwatch(self, run_id: UUID, left: "asyncio.Future[Outcome | None]") -> None:
+        """Nobody waits for it any more."""
+
+    def executes(self, run_id: UUID) -> bool:
+        """This process has the run in its hands, and will know first that it has left."""
+        del run_id
+        return False
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         del workflow

@@ -127,7 +127,7 @@ def test_an_order_that_a_newer_one_has_overtaken_is_not_followed(source: str) ->
         InboxRow(1, MessageKind.RESUME, "resource:resume:2", "", STARTED_AT),
         InboxRow(2, MessageKind.SUSPEND, source, "", STARTED_AT),
     ]
-    delivery = Delivery(rows, delivered=frozenset(), seen=2, timeout_at=None, timeout_text="")
+    delivery = Delivery(rows, delivered=frozenset(), seen=2, timeout_at=None, timeout_seconds=0)
 
     assert delivery.next(STARTED_AT, may_hold=True, is_cancelled=False) is None
 

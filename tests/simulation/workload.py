@@ -300,7 +300,7 @@ def is_suspended(db: MemoryDatabase, run_id: UUID) -> bool:
         InboxRow(number, MessageKind(row.kind), row.source, row.payload, row.at)
         for number, row in sorted(db.inbox.get(run_id, {}).items())
     ]
-    delivery = Delivery(rows, delivered=frozenset(), seen=len(rows), timeout_at=None, timeout_text="")
+    delivery = Delivery(rows, delivered=frozenset(), seen=len(rows), timeout_at=None, timeout_seconds=0)
     while delivery.next(db.clock.now(), may_hold=False, is_cancelled=False) is not None:
         pass
     return delivery.is_suspended

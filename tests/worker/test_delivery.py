@@ -17,7 +17,7 @@ def after(seconds: float) -> datetime:
 
 
 def delivery(*rows: InboxRow, timeout_at: datetime | None = None) -> Delivery:
-    return Delivery(rows, delivered=frozenset(), seen=0, timeout_at=timeout_at, timeout_text="timed out")
+    return Delivery(rows, delivered=frozenset(), seen=0, timeout_at=timeout_at, timeout_seconds=60)
 
 
 def message(kind: MessageKind, seconds: float, number: int = 1) -> InboxRow:
@@ -117,7 +117,7 @@ def test_a_run_s_timeout_is_a_cancel_at_its_time() -> None:
 
 def test_what_is_an_entry_already_is_not_delivered_again() -> None:
     rows = (message(MessageKind.CANCEL, 1, 1),)
-    found = Delivery(rows, delivered=frozenset({1}), seen=1, timeout_at=None, timeout_text="")
+    found = Delivery(rows, delivered=frozenset({1}), seen=1, timeout_at=None, timeout_seconds=0)
 
     assert all_of(found) == []
     assert found.seen == 1

@@ -4,9 +4,11 @@ Labels are names in code (workflows, activities), reasons and outcomes: never id
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, PlatformCollector, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 
 REGISTRY: Final = CollectorRegistry()
 PROCESS: Final = (ProcessCollector(registry=REGISTRY), PlatformCollector(registry=REGISTRY))
@@ -33,6 +35,12 @@ class KnownGauge(Gauge):
     def collect(self) -> Iterable[Metric]:
         """The metric, if its value is known."""
         return super().collect() if self._is_known else ()
+
+
+@cache
+def child[M: MetricWrapperBase](metric: M, *values: str) -> M:
+    """The child of a metric with these labels: found once, for what happens in each step of a run."""
+    return metric.labels(*values)
 
 
 # --- worker ---------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,18 @@ class RunTask(asyncio.Task[Any]):
         return self._order
 
 
+class _Handle(asyncio.Handle):
+    """A callback of a run's loop, made without what asyncio's own looks up for its debug mode: a step makes a few of them."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: "RunLoop", context: contextvars.Context
+    ):
+        self._callback, self._args, self._loop, self._context = callback, args, loop, context
+        self._cancelled, self._repr, self._source_traceback = False, None, None
+
+
 class _Timer(asyncio.TimerHandle):
     number: int = 0
 
@@ -198,8 +210,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._time
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = staticmethod(bool)  # False, without a call of Python's: each future and handle asks
 
     def set_debug(self, enabled: bool) -> None:
         pass
@@ -213,7 +224,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]  # typeshed's form needs the callback's own parameters
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context if context is not None else self._context(None))
+        handle = _Handle(callback, args, self, context if context is not None else self._context(None))
         if not self.is_discarded:  # a future that the `finally` of a dropped run resolves wakes nobody
             self._ready.append(handle)
         return handle

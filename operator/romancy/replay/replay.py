@@ -19,8 +19,6 @@ from romancy.replay import calls
 from romancy.replay.loop import RunFuture, RunTask, new_loop
 from romancy.replay.matching import ACTIVITY, TIMER, Key, Numbered, check, key_of
 
-_EPOCH_STEP: Final = timedelta(microseconds=1)
-
 # What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
 _STUBBORN: Final[list[object]] = []
 
@@ -159,7 +157,7 @@ class Replay:
                 assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
                 self.position = entry.position
                 self.now = max(self.now, entry.at)
-                self.loop.set_time((self.now - self.started_at) / _EPOCH_STEP / 1e6)
+                self.loop.set_time((self.now - self.started_at).total_seconds())
                 self._deliver(entry)
                 self._run()
                 # The step that follows the last stored entry is the first whose log lines nobody has written yet, if the

@@ -1,7 +1,7 @@
 """One flush: what several runs have to write as one statement, and what the database's answer means for each of them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 from uuid import UUID
@@ -234,32 +234,34 @@ def _act(write: Write) -> tuple[Any, ...]:
             assert_never(write.then)
 
 
-def _texts_of(write: RunWrite) -> Iterator[str | None]:
+def _texts_of(write: RunWrite) -> list[str | None]:
+    texts: list[str | None] = []
     for entry in write.entries:
         assert entry.at.tzinfo is not None, "a naive time would be taken as local"
-        yield from (entry.name, entry.digest, entry.payload)
+        texts += (entry.name, entry.digest, entry.payload)
     for attempt in write.attempts:
         assert attempt.failed_at.tzinfo is not None
         assert attempt.next_at.tzinfo is not None
-        yield attempt.failure
+        texts.append(attempt.failure)
     if write.begin is not None:
         run = write.begin.run
         assert run.id == write.run_id
         assert write.claim == 1, "who begins a run has its first claim"
         assert not run.is_resource, "a run of a resource is started by start_runs, and then claimed"
         assert write.begin.started_at.tzinfo is not None
-        yield from (run.namespace, run.name, run.workflow, run.input, labels_text(run.labels), write.begin.python)
+        texts += (run.namespace, run.name, run.workflow, run.input, labels_text(run.labels), write.begin.python)
     match write.then:
         case Keep() | Block():
-            yield from (write.then.reason, write.then.message)
+            texts += (write.then.reason, write.then.message)
         case Park():
             assert write.then.wake_at is None or write.then.wake_at.tzinfo is not None
             assert write.begin is None or write.then.seen == 0, "nobody can have written to a run that does not exist"
-            yield from (write.then.reason, write.then.message)
+            texts += (write.then.reason, write.then.message)
         case Finish():
             assert write.then.phase.is_done
-            yield from (write.then.reason, write.then.message, write.then.output, write.then.failure)
+            texts += (write.then.reason, write.then.message, write.then.output, write.then.failure)
         case Release() | None:
             pass
         case _:
             assert_never(write.then)
+    return texts

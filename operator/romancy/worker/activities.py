@@ -7,8 +7,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from prometheus_client import Histogram
-
 from romancy.base import metrics
 from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError, PayloadError, TerminalError
 from romancy.model.command import RunActivity
@@ -49,7 +47,6 @@ class Activities:
         self._threads = Threads("activity")
         self._payload_bytes_max = payload_bytes_max
         self._now = now
-        self._histograms: dict[tuple[str, str], Histogram] = {}
 
     async def attempt(
         self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
@@ -86,13 +83,7 @@ class Activities:
         except BaseException as error:
             return Ended(error=_foreign(error))
         finally:
-            self._seconds(command.name, outcome).observe(time.monotonic() - began)
-
-    def _seconds(self, name: str, outcome: str) -> Histogram:
-        """The child of a metric: found once, since that costs more than to observe."""
-        if (found := self._histograms.get((name, outcome))) is None:
-            found = self._histograms[name, outcome] = metrics.ACTIVITY_SECONDS.labels(name, outcome)
-        return found
+            metrics.child(metrics.ACTIVITY_SECONDS, command.name, outcome).observe(time.monotonic() - began)
 
     def close(self) -> None:
         """Take no more; threads that run are left to end by themselves."""

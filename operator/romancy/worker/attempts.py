@@ -324,18 +324,14 @@ class Attempts:
         """Until the next could be started; None if none could."""
         if not self._waiting:
             return None
-        # One that is due was not started just now: the lease is not certain, which comes back soon or never.
-        return min(
-            (
-                max(
-                    LOOK_AGAIN_SECONDS,
-                    (each.not_before - self._host.now()).total_seconds() if each.not_before else 0.0,
-                )
-                for each in self._waiting.values()
-                if self._is_startable(each, is_held)
-            ),
-            default=None,
-        )
+        soonest: float | None = None
+        for each in self._waiting.values():
+            if self._is_startable(each, is_held):
+                left = (each.not_before - self._host.now()).total_seconds() if each.not_before else 0.0
+                # One that is due was not started just now: the lease is not certain, which comes back soon or never.
+                left = max(LOOK_AGAIN_SECONDS, left)
+                soonest = left if soonest is None else min(soonest, left)
+        return soonest
 
     def _is_startable(self, each: Open, is_held: bool) -> bool:
         return each.is_durable and (each.command.is_compensation or not is_held)

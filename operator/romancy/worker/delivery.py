@@ -44,6 +44,7 @@ class Delivery:
         delivered: the numbers of those that are entries of its history already.
         seen: the run's inbox version that these are all of.
         timeout_at: when the run's own timeout cancels it.
+        timeout_seconds: how long that is.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class Delivery:
         delivered: frozenset[int],
         seen: int,
         timeout_at: datetime | None,
-        timeout_text: str,
+        timeout_seconds: float,
     ) -> None:
         self.is_suspended = False
         self.timeout_at = timeout_at
-        self.seen = max([seen, *(row.number for row in inbox)])
+        self.seen = max(seen, max((row.number for row in inbox), default=0)) if inbox else seen
         self._generation = 0  # of the resource's spec, with the newest order that came from it
-        self._timeout_text = timeout_text
+        self._timeout_seconds = timeout_seconds
         self._mail: deque[InboxRow] = deque(inbox)
         self._delivered = delivered
         # What is open by number, and heaps to find the first of it: thousands may lie ready at once. What was cancelled
@@ -175,7 +176,8 @@ class Delivery:
                 assert_never(row.kind)
 
     def _timeout(self, timeout_at: datetime) -> Ready:
-        payload = json.dumps({"reason": Reason.TIMED_OUT, "message": self._timeout_text})
+        message = f"the run did not end within its timeout of {self._timeout_seconds:g} s"
+        payload = json.dumps({"reason": Reason.TIMED_OUT, "message": message})
         return Ready(timeout_at, _TIMER, 0, Kind.CANCEL_REQUESTED, payload)
 
 

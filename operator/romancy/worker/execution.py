@@ -134,7 +134,7 @@ class Execution:
             delivered=frozenset(entry.inbox for entry in claimed.history if entry.inbox is not None),
             seen=claim.inbox_version if claim else 0,
             timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
-            timeout_text=f"the run did not end within its timeout of {claimed.timeout_seconds or 0:g} s",
+            timeout_seconds=claimed.timeout_seconds or 0,
         )
         self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log)
 
@@ -481,11 +481,13 @@ class Execution:
     def _seconds_until_due(self) -> float | None:
         """Until time itself brings something; None if it never does."""
         is_held = self._is_held()
-        moments = () if is_held else (self._delivery.next_timer_at, self._open_timeout())
-        seconds = [max(0.0, (moment - self._engine.now()).total_seconds()) for moment in moments if moment is not None]
-        if (start := self._attempts.seconds_until_start(is_held=is_held)) is not None:
-            seconds.append(start)
-        return min(seconds, default=None)
+        soonest = self._attempts.seconds_until_start(is_held=is_held)
+        if not is_held:
+            for moment in (self._delivery.next_timer_at, self._open_timeout()):
+                if moment is not None:
+                    left = max(0.0, (moment - self._engine.now()).total_seconds())
+                    soonest = left if soonest is None else min(soonest, left)
+        return soonest
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -607,8 +609,8 @@ class Execution:
         outcome = self.outcome
         assert outcome is not None
         name, seconds = self._claimed.workflow, (self._engine.now() - self._claimed.started_at).total_seconds()
-        metrics.RUNS_FINISHED.labels(name, outcome.end).inc()
-        metrics.RUN_SECONDS.labels(name, outcome.end).observe(seconds)
+        metrics.child(metrics.RUNS_FINISHED, name, outcome.end).inc()
+        metrics.child(metrics.RUN_SECONDS, name, outcome.end).observe(seconds)
         detail = {key: value for key, value in (("reason", outcome.reason), ("detail", outcome.message)) if value}
         self._log.info("run_finished", outcome=outcome.end, **detail)
 

@@ -98,7 +98,7 @@ class Worker:
         self._parked: OrderedDict[UUID, Execution] = OrderedDict()
         self._taking: frozenset[UUID] = frozenset()  # claimed, and about to be in hand
         self._mail_of_others: set[UUID] = set()  # came for runs that are not in hand: they may be about to be
-        self._watchers: dict[UUID, list[asyncio.Future[Outcome]]] = {}
+        self._watchers: dict[UUID, list[asyncio.Future[Outcome | None]]] = {}
         self._life_ended = asyncio.Event()
         self._is_registered = asyncio.Event()
         self._is_drained = asyncio.Event()
@@ -188,18 +188,19 @@ class Worker:
         self._start(execution)
         return await begun
 
-    def watch(self, run_id: UUID) -> "asyncio.Future[Outcome]":
-        """The outcome of the run, if it ends in this process; give it back by `unwatch`."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    def watch(self, run_id: UUID) -> "asyncio.Future[Outcome | None]":
+        """Done when the run leaves this process: its outcome, or None if it has not ended. Give it back by `unwatch`."""
+        future: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         self._watchers.setdefault(run_id, []).append(future)
         return future
 
-    def unwatch(self, run_id: UUID, future: "asyncio.Future[Outcome]") -> None:
-        futures = self._watchers.get(run_id, [])
-        if future in futures:
-            futures.remove(future)
-        if not futures:
-            self._watchers.pop(run_id, None)
+    def unwatch(self, run_id: UUID, left: "asyncio.Future[Outcome | None]") -> None:
+        """Nobody waits for it any more."""
+        if (futures := self._watchers.get(run_id)) is not None:
+            if left in futures:
+                futures.remove(left)
+            if not futures:
+                del self._watchers[run_id]
 
     def holds(self, run_id: UUID) -> bool:
         """The run is in the hands of this process: its end will be known here first."""
@@ -422,14 +423,10 @@ class Worker:
         """A run has left; what went wrong with it alone ends here."""
         del self._executions[execution.run_id]
         self._show_slots()
+        self._tell_watchers(execution.run_id, execution.outcome if how is Left.FINISHED else None)
         match how:
             case Left.PARKED:
                 self._remember(execution)
-            case Left.FINISHED:
-                assert execution.outcome is not None
-                for future in self._watchers.get(execution.run_id, ()):
-                    if not future.done():
-                        future.set_result(execution.outcome)
             case Left():
                 pass
             case WorkerFencedError() | StoreUnavailableError() as error:
@@ -442,6 +439,11 @@ class Worker:
                 LOG.error("run_dropped", run_id=str(execution.run_id), exc_info=error)
         if self._was_full:
             self._alarm.ring()
+
+    def _tell_watchers(self, run_id: UUID, outcome: Outcome | None) -> None:
+        for future in self._watchers.pop(run_id, ()):
+            if not future.done():
+                future.set_result(outcome)
 
     def _remember(self, execution: Execution) -> None:
         """Keep a parked run for a while: nothing can have changed if the next claim of it is ours as well."""
@@ -487,6 +489,7 @@ class Worker:
     def _drop_all(self) -> None:
         for execution in (*self._executions.values(), *self._parked.values()):
             execution.drop()
+            self._tell_watchers(execution.run_id, None)
         self._executions.clear()
         self._parked.clear()
         self._show_slots()
