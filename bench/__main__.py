@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import flows, yardsticks
 from romancy import App
+from romancy.base import collector
 from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.client import Client
 from tests import postgres
@@ -311,6 +312,7 @@ PARTS: dict[str, Callable[[postgres.Server, int], Awaitable[None]]] = {
 async def main(arguments: Sequence[str]) -> int:
     rounds = int(arguments[arguments.index("--rounds") + 1]) if "--rounds" in arguments else 3
     chosen = [name for name in arguments if name in PARTS] or list(PARTS)
+    collector.tune()  # as `romancy operator` does
     machine = f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}; min / median / max of {rounds} rounds")
     with postgres.server(postgres.embedded_binaries()) as server:

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from romancy.base import log, settings
+from romancy.base import collector, log, settings
 from romancy.base.clock import SystemClock
 from romancy.errors import RomancyError, SettingsError
 from romancy.gateway import server
@@ -26,6 +26,7 @@ async def run() -> int:
     workflows = loader.load(options.workflows)
     # Imported now, since it takes seconds: later it would block the loop of a worker that holds runs.
     run_control = _control() if options.control.enabled else None
+    collector.tune()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
