@@ -252,7 +252,8 @@ class Simulation:
                 return
         await self._until(lambda: not self._dead_workers(), 3 * self.lease_seconds + 5, "nobody has buried the dead")
         self.has_ended = True
-        drained = {each.worker_id for each in self.processes if not each.is_dead}
+        # Whoever was told before the calm may have said good-bye to a database that was away: that is for others to bury.
+        drained = {each.worker_id for each in self.processes if not each.is_dead and not each.stopping.is_set()}
         for process in self.processes:
             process.stopping.set()
         await self._until(lambda: all(each.is_dead for each in self.processes), 60, "processes do not drain")
@@ -403,7 +404,8 @@ async def _some_turns() -> None:
 def _traceback(event: dict[str, Any]) -> str:
     if not event.get("exc_info"):
         return ""
-    error = sys.exception()
+    given = event["exc_info"]
+    error = given if isinstance(given, BaseException) else sys.exception()
     return "".join(traceback.format_exception(error)) if error else ""
 
 
