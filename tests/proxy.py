@@ -16,12 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import SecretStr
 
 from romancy.base.settings import DatabaseSettings
+from romancy.store.arrays import rewritten
 from romancy.store.queries import SQL
 
 _SSL_REQUEST: Final = (80877103).to_bytes(4)
 _CANCEL_REQUEST: Final = (80877102).to_bytes(4)
 _FLUSH: Final = b"H" + (4).to_bytes(4)
-_NAMES: Final = {query.text: name for name, query in SQL.by_name.items()}
+_NAMES: Final = {text: name for name, query in SQL.by_name.items() for text in (query.text, rewritten(query.text)[0])}
 
 
 class Mode(Enum):

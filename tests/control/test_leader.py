@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -204,6 +205,32 @@ async def test_who_may_not_lead_any_more_writes_nothing(
     assert not done
     assert read["metadata"]["uid"] == made["metadata"]["uid"]
     assert cluster.requests_of("romancy/", "patch", namespace=namespace) == []
+
+
+async def test_a_renewal_that_is_heard_too_late_ends_the_leader(
+    kubes: list[Kube], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stood still while it was answered. What had looked in between, whether it leads, waits for the end of the body:
+    the leader went on, and took no object in any more."""
+    write = Elector._write
+    late = [0.9]  # past the deadline that held until then; not past the one that this renewal would give
+
+    async def standing_still(self: Elector, lease: Any, *, is_new: bool) -> Any:
+        written = await write(self, lease, is_new=is_new)
+        if candidate.leads.is_set() and late:
+            time.sleep(late.pop())  # noqa: ASYNC251 - the whole process stands still
+        return written
+
+    monkeypatch.setattr(Elector, "_write", standing_still)
+    candidate = Candidate(kubes[0], namespace, "a")
+    async with asyncio.timeout(10):
+        await candidate.leads.wait()
+        await candidate.ended.wait()
+        await candidate.leads.wait()
+
+    assert (candidate.lives, late) == (2, [])
+    candidate.stop.set()
+    await candidate.task
 
 
 async def _follows(candidate: Candidate) -> None:

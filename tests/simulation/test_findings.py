@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from romancy import activity, workflow
+from romancy.base.clock import SystemClock
 from romancy.base.settings import WorkerSettings
 from romancy.errors import StoreUnavailableError
 from romancy.model.history import InboxRow, MessageKind
@@ -143,6 +144,24 @@ class SlowToListen(MemoryStore):
 
     async def renew_lease(self, worker_id: int, *, ttl_seconds: float) -> Any:
         raise StoreUnavailableError("no answer")
+
+
+class CannotListen(MemoryStore):
+    """Its LISTEN is never answered."""
+
+    async def wakeups(self, worker_id: int | None) -> Any:
+        raise StoreUnavailableError("no answer")
+
+
+async def test_a_worker_that_can_not_begin_takes_its_registration_back() -> None:
+    """It was left to the others, and the last worker of all left a row behind."""
+    database = MemoryDatabase(SystemClock())
+    worker = Worker(lambda: CannotListen(database), [gives_up], WorkerSettings(build_id="1"), clock=SystemClock())
+
+    with pytest.raises(StoreUnavailableError):
+        await worker.start()
+
+    assert database.worker == {}
 
 
 def test_a_lease_lasts_from_its_registration() -> None:

@@ -160,8 +160,6 @@ class Kube:
         """
         if method != "GET":
             await self.until_trusted()
-        if method != "GET":
-            await self.until_trusted()
         what = f"{method} {path}"
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:

@@ -215,6 +215,11 @@ class Elector:
             try:
                 async with asyncio.timeout_at(self.trusted_until):
                     holding.lease = await self._write(holding.lease, is_new=False)
+                if self._now() >= self.trusted_until:
+                    # It was answered while this process stood still. Whoever has looked meanwhile, whether we lead, waits until
+                    # the body is cancelled: to go on leading would leave that part of it standing for ever.
+                    logger.error("lease_lost", lease=self._name, why="its renewal was heard too late")
+                    return
                 holding.is_fresh = True
                 # From before the call: a late answer tells nothing.
                 self.trusted_until = asked_at + self._deadline_seconds

@@ -16,13 +16,14 @@ _Maker = Callable[[Sequence[Any]], str]
 
 def as_text(statement: tuple[Any, ...]) -> tuple[Any, ...]:
     """The statement and its arguments, where each `$1::uuid[]` is `$1::text::uuid[]` and its list is such a text."""
-    query, makers = _rewritten(statement[0])
+    query, makers = rewritten(statement[0])
     pairs = zip(statement[1:], makers, strict=True)
     return (query, *[argument if make is None else make(argument) for argument, make in pairs])
 
 
 @cache
-def _rewritten(query: str) -> tuple[str, tuple[_Maker | None, ...]]:
+def rewritten(query: str) -> tuple[str, tuple[_Maker | None, ...]]:
+    """The text that is sent, and for each parameter what makes a text of its list; None if it is none."""
     kinds = {int(place): kind for place, kind in _ARRAY.findall(query)}
     places = range(1, max(map(int, re.findall(r"\$(\d+)", query)), default=0) + 1)
     makers = tuple(_MAKERS.get(kinds[place], _plain) if place in kinds else None for place in places)

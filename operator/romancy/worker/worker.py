@@ -258,51 +258,58 @@ class Worker:
             )
             registered_at = self._clock.monotonic()  # from before the call, as with each renewal
             self.id = await store.register_worker(new, ttl_seconds=self._settings.lease_seconds)
-            self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
-            self.journal = await store.journal(self.id)
-            wakeups = await store.wakeups(self.id)
-            wakeups.on_due(self._runs_are_due)
-            wakeups.on_inbox(self._mail_came)
-            self._lease = Lease(
-                self._make_store,
-                self.id,
-                ttl_seconds=self._settings.lease_seconds,
-                since=registered_at,
-                clock=self._clock,
-                chores=self._bury_expired,
-            )
-            keeper = self._keep_lease(self._lease, self._life_ended.set)
-            LOG.info(
-                "worker_registered",
-                worker=self.name,
-                worker_id=self.id,
-                workflows=sorted(self.workflows),
-                pid=os.getpid(),
-            )
-            registered()
-            filling = asyncio.create_task(self._fill(), name="fill")
-            ended = asyncio.create_task(self._life_ended.wait())
             try:
-                await asyncio.wait([filling, ended], return_when=asyncio.FIRST_COMPLETED)
+                await self._work(store, self.id, registered_at, registered)
             finally:
-                self._is_registered.clear()
-                for task in (filling, ended):
-                    task.cancel()
-                self._drop_all()
-                await keeper.stop()
-                await self._leave(store)
-            if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
-                raise error
+                await self._leave(store, self.id)
 
-    async def _leave(self, store: PostgresStore) -> None:
-        """End this life in the store as well: whatever it still holds there is freed at once."""
-        assert self.id is not None
+    async def _work(
+        self, store: PostgresStore, worker_id: WorkerId, registered_at: float, registered: Callable[[], None]
+    ) -> None:
+        """Execute runs until this life ends."""
+        self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
+        self.journal = await store.journal(worker_id)
+        wakeups = await store.wakeups(worker_id)
+        wakeups.on_due(self._runs_are_due)
+        wakeups.on_inbox(self._mail_came)
+        self._lease = Lease(
+            self._make_store,
+            worker_id,
+            ttl_seconds=self._settings.lease_seconds,
+            since=registered_at,
+            clock=self._clock,
+            chores=self._bury_expired,
+        )
+        keeper = self._keep_lease(self._lease, self._life_ended.set)
+        LOG.info(
+            "worker_registered",
+            worker=self.name,
+            worker_id=worker_id,
+            workflows=sorted(self.workflows),
+            pid=os.getpid(),
+        )
+        registered()
+        filling = asyncio.create_task(self._fill(), name="fill")
+        ended = asyncio.create_task(self._life_ended.wait())
         try:
+            await asyncio.wait([filling, ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._is_registered.clear()
+            for task in (filling, ended):
+                task.cancel()
+            self._drop_all()
+            await keeper.stop()
             await self.journal.close()
-            await store.bury_worker(self.id, even_if_alive=True)
+        if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
+            raise error
+
+    async def _leave(self, store: PostgresStore, worker_id: WorkerId) -> None:
+        """End this life in the store as well: whatever it still holds there is freed at once."""
+        try:
+            await store.bury_worker(worker_id, even_if_alive=True)
         except RomancyError as error:
             LOG.warning(
-                "worker_not_buried", worker_id=self.id, error=error.message, hint="its lease runs out by itself"
+                "worker_not_buried", worker_id=worker_id, error=error.message, hint="its lease runs out by itself"
             )
         self.id = None
 
