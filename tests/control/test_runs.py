@@ -141,9 +141,9 @@ def test_deletion_follows_the_policy_and_the_row_decides(what: Seen, known: Reso
     assert decide(what, known, RULES) == intent
 
 
-def test_a_generation_that_the_leader_before_may_have_sent_half_is_sent_again() -> None:
-    """It was suspended and resumed, and a leader crashed in between: the row knows of neither."""
-    again = seen(generation=3, observed_generation=1, is_first=True, was_accepted=True)
+def test_a_generation_that_may_have_been_sent_by_half_is_sent_again() -> None:
+    """It was suspended and resumed, and a leader crashed in between, or its store was away: the row knows of neither."""
+    again = seen(generation=3, observed_generation=1, was_accepted=True)
 
     intent = decide(again, row(Phase.SUSPENDED), RULES)
 
@@ -280,4 +280,4 @@ def test_what_was_done_needs_nothing_more(before: dict[str, Any], after: dict[st
     intent = decide(seen(after, generation=2), known, RULES)
 
     done = replace(known, wishes=intent.wishes) if isinstance(intent, Change) else known
-    assert decide(seen(after, generation=2), done, RULES) == Nothing()
+    assert decide(seen(after, generation=2, observed_generation=2), done, RULES) == Nothing()

@@ -77,6 +77,39 @@ async def test_a_run_whose_begin_is_refused_says_so_if_it_was_there() -> None:
     assert calls == []
 
 
+@activity(retry=RetryPolicy(initial_interval=timedelta(0), max_interval=timedelta(0)), name="execution.fails")
+async def fails() -> None:
+    calls.append("fails")
+    raise ValueError
+
+
+@workflow(name="execution.gives_up")
+async def gives_up() -> None:
+    try:
+        async with asyncio.timeout(1):
+            await fails()
+    except TimeoutError:
+        await asyncio.sleep(60)
+
+
+async def test_what_the_same_flush_gives_up_is_not_tried_again() -> None:
+    """Its failed attempt and the timer that gives it up are durable at once: the first answer must not start what the next one
+    cancels (I4)."""
+    engine = Engine()
+    execution = engine.claim(gives_up)
+    with running(execution):
+        await until(lambda: engine.journal.queue, "the failed attempt is written")
+        engine.time = later(engine.time, 1)
+        execution.look()
+        await settle()
+        assert len(engine.journal.queue) == 2
+
+        engine.journal.flush()
+        await settle()
+
+    assert calls == ["fails"]
+
+
 # --- activities with a compensation ---------------------------------------------------------------------------------------
 
 

@@ -260,7 +260,7 @@ class Leader:
         if self._is_first:
             await self._until_watched()
         self._intake.must_compare.clear()
-        await self._intake.compare(store, is_first=self._is_first)
+        await self._intake.compare(store)
         self._is_first = False
 
     async def _until_watched(self) -> None:

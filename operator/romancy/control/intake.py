@@ -211,18 +211,18 @@ class Intake:
                 )
             )
 
-    async def compare(self, store: Store, *, is_first: bool) -> None:
+    async def compare(self, store: Store) -> None:
         """File every object that the store may not know, and the deletion of those that are there no more.
 
         The rows are read before the list: whatever has a row was there when the list was made, or is gone.
         """
         rows = await self._rows(store)
-        listed = await self._list(rows, is_first=is_first)
+        listed = await self._list(rows)
         self.listed.set()
         if missing := {uid: row for uid, row in rows.items() if uid not in listed}:
             logger.info("resources_missing", count=len(missing), again_in_seconds=SURE_SECONDS)
             await asyncio.sleep(SURE_SECONDS)
-            listed = await self._list({}, is_first=False)
+            listed = await self._list({})
             for uid, row in missing.items():
                 if uid not in listed:
                     self.file(Seen.missing(row.run_id, row.namespace, row.name))
@@ -232,7 +232,7 @@ class Intake:
         namespaces = self._settings.watch_namespaces or None
         return {row.run_id: row for row in await store.resources(namespaces)}
 
-    async def _list(self, rows: dict[UUID, ResourceRow], *, is_first: bool) -> set[UUID]:
+    async def _list(self, rows: dict[UUID, ResourceRow]) -> set[UUID]:
         """The uids of all objects; those that the store may not know are filed on the way."""
         for attempt in range(LISTS_MAX):
             listed: set[UUID] = set()
@@ -240,7 +240,7 @@ class Intake:
                 for namespace in self._settings.watch_namespaces or (None,):
                     async for page in self._kube.pages(path_of(RUNS, namespace=namespace)):
                         for thing in page:
-                            seen = Seen.of(thing, is_first=is_first)
+                            seen = Seen.of(thing)
                             listed.add(seen.uid)
                             row = rows.get(seen.uid)
                             if self._may_be_news(seen, row):

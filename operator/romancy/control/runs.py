@@ -31,8 +31,7 @@ class Seen:
     """The newest state of an object, as far as it matters here.
 
     `spec` is None if only its absence was seen. `is_certain`: it was looked for and not found; a DELETED event may only
-    mean that a finished run left the watch's selector. `is_first`: listed by a new leader, who can't know what the one
-    before had sent.
+    mean that a finished run left the watch's selector.
     """
 
     uid: UUID
@@ -49,10 +48,9 @@ class Seen:
     stalled: tuple[str, str] | None = None  # status and lastTransitionTime of the condition
     is_gone: bool = False
     is_certain: bool = False
-    is_first: bool = False
 
     @classmethod
-    def of(cls, thing: Json, *, is_gone: bool = False, is_first: bool = False) -> Self:
+    def of(cls, thing: Json, *, is_gone: bool = False) -> Self:
         """Read an object as the API gives it. Never fails: what is wrong with a spec `decide` says."""
         metadata, status = thing["metadata"], thing.get("status") or {}
         by_type = {each.get("type"): each for each in status.get("conditions") or []}
@@ -71,7 +69,6 @@ class Seen:
             was_accepted=by_type.get(conditions.Type.ACCEPTED, {}).get("status") == "True",
             stalled=stalled and (stalled.get("status", ""), stalled.get("lastTransitionTime", "")),
             is_gone=is_gone,
-            is_first=is_first,
         )
 
     @classmethod
@@ -175,14 +172,17 @@ def decide(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
         if row is None:
             # The row says that it is to be cancelled only when the message is sent: else a crash between would lose it.
             new = _new_run(seen, spec, replace(wishes, cancel=False), rules)
-            return Start(new, _messages(seen, Wishes(), wishes), wishes if wishes.cancel else None)
+            return Start(new, _messages(seen, Wishes(), wishes, is_certain=True), wishes if wishes.cancel else None)
     except PayloadTooLargeError as error:
         return Refuse("TooLarge", f"{error.message}: {error.hint}")
     except ValueError as error:
         return Refuse("SpecInvalid", _problems(error)) if row is None else Nothing()
     if row.phase.is_done:
         return Nothing() if wishes == row.wishes else Change(row.run_id, wishes)
-    messages = _messages(seen, row.wishes, wishes)
+    # An order may have been sent whose wish was not kept: by a leader before, or by this one, whose store went away. Until the
+    # status shows this generation it is sent again; the same source twice is one message.
+    is_certain = seen.generation == 1 or seen.observed_generation == seen.generation
+    messages = _messages(seen, row.wishes, wishes, is_certain=is_certain)
     return Change(row.run_id, wishes, messages) if messages or wishes != row.wishes else Nothing()
 
 
@@ -220,12 +220,9 @@ def _of_left(seen: Seen, row: ResourceRow, rules: Rules) -> Intent:
     return Nothing()
 
 
-def _messages(seen: Seen, before: Wishes, now: Wishes) -> tuple[Message, ...]:
+def _messages(seen: Seen, before: Wishes, now: Wishes, *, is_certain: bool) -> tuple[Message, ...]:
     messages = []
-    # A new leader can't know whether the one before had sent a generation that the status does not show yet; the same
-    # source twice is one message.
-    is_unsettled = seen.is_first and seen.generation > 1 and seen.observed_generation != seen.generation
-    if now.suspend != before.suspend or is_unsettled:
+    if now.suspend != before.suspend or not is_certain:
         kind = MessageKind.SUSPEND if now.suspend else MessageKind.RESUME
         source = f"resource:{kind.value.lower()}:{seen.generation}"
         messages.append(Message(seen.uid, kind, source))

@@ -546,18 +546,20 @@ class Execution:
             else:
                 self._left(sent.write.then)
             return
-        # Straight from here: this is most of what a run does. But not what the code has given up meanwhile, or what the outside
-        # may stop.
         self._is_wanted |= sent.has_cancels  # the run may be idle now
-        if not (self._is_leaving or self._has_news or self._writing.has_cancels):
-            self._is_busy = True  # what ends at once is delivered below
-            try:
+        if self._has_news or self._writing.has_cancels:
+            # To be looked at before anything starts: what the outside may stop, and what the code has given up. That may be
+            # durable already, by the next answer of the same flush.
+            self.look()
+            return
+        # Straight from here: this is most of what a run does.
+        self._is_busy = True  # what ends at once is delivered below
+        try:
+            if not self._is_leaving:
                 self._attempts.start(is_held=self._is_held())
-            finally:
-                self._is_busy = False
-        if not self._is_wanted and any(each.is_waiting for each in sent.activities):
-            self._is_wanted = True
-        if self._is_wanted:
+        finally:
+            self._is_busy = False
+        if self._is_wanted or any(each.is_waiting for each in sent.activities):
             self._turn()
 
     def _not_written(self, error: RomancyError) -> None:
