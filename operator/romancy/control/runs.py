@@ -181,7 +181,7 @@ def decide(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
         return Nothing() if wishes == row.wishes else Change(row.run_id, wishes)
     # An order may have been sent whose wish was not kept: by a leader before, or by this one, whose store went away. Until the
     # status shows this generation it is sent again; the same source twice is one message.
-    is_certain = seen.generation == 1 or seen.observed_generation == seen.generation
+    is_certain = seen.generation in {1, seen.observed_generation}
     messages = _messages(seen, row.wishes, wishes, is_certain=is_certain)
     return Change(row.run_id, wishes, messages) if messages or wishes != row.wishes else Nothing()
 
