@@ -24,16 +24,16 @@ from tests.test_house import REASONS
 pytestmark = [pytest.mark.slow, pytest.mark.kube]
 
 PAGES = ROOT / "docs/operate"
-RUN_HERE = ("monitor", "troubleshoot", "size", "secure", "gitops")
+RUN_HERE = ("monitor", "troubleshoot", "size", "secure", "gitops", "upgrade")
 NAMESPACE = "romancy"  # of the pages
 
 
-def commands(page: str) -> list[str]:
-    """The lines of the fences that can be run here."""
+def commands(page: str, *, fence: str = "shell") -> list[str]:
+    """The lines of the fences of that sort: `shell` for what can be run here."""
     text = (PAGES / f"{page}.md").read_text()
     return [
         line
-        for block in re.findall(r"^```shell\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for block in re.findall(rf"^```{fence}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         for line in block.splitlines()
     ]
 

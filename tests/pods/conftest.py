@@ -71,6 +71,7 @@ class Release:
 
     pods: Pods
     namespace: str
+    database_pod: str = "romancy-demo-postgres-0"
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         return self.pods.kubectl("-n", self.namespace, *arguments, stdin=stdin)
@@ -84,15 +85,18 @@ class Release:
         assert done.returncode == 0, f"{done.stderr}\n{self.kubectl('get', 'pods')}"
         return done.stdout
 
-    def install(self, **values: str) -> None:
+    def install(self, *, chart: Path = CHART, **values: str) -> None:
         """`helm install --wait`, with the demo database and our workflows beside the image's own."""
         self.kubectl("create", "configmap", "flows", f"--from-file=flows.py={FLOWS}")
-        repository, tag = self.pods.operator_image.rsplit(":", 1)
-        mount = '{"name":"flows","mountPath":"/app/flows.py","subPath":"flows.py"}'
         # Definitions belong to the first release of a cluster, and stay when it goes.
         is_first = "workflowruns" not in self.pods.kubectl("get", "crd", "-o", "name")
+        self.helm("install", "romancy", str(chart), *self._settings({"crds.install": str(is_first).lower(), **values}))
+        self.sql("create table public.effect (what text, pod text, at timestamptz default now())")
+
+    def _settings(self, values: dict[str, str]) -> list[str]:
+        repository, tag = self.pods.operator_image.rsplit(":", 1)
+        mount = '{"name":"flows","mountPath":"/app/flows.py","subPath":"flows.py"}'
         given = {
-            "crds.install": str(is_first).lower(),
             "demo.enabled": "true",
             "demo.image": self.pods.postgres_image,
             "image.repository": repository,
@@ -100,13 +104,12 @@ class Release:
             **values,
         }
         settings = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
-        lists = [
+        return [
+            *("--wait", "--timeout", "120s", *settings),
             *("--set-json", 'workflows=["workflows.onboarding","flows"]'),
             *("--set-json", 'extraVolumes=[{"name":"flows","configMap":{"name":"flows"}}]'),
             *("--set-json", f"extraVolumeMounts=[{mount}]"),
         ]
-        self.helm("install", "romancy", str(CHART), "--wait", "--timeout", "120s", *settings, *lists)
-        self.sql("create table public.effect (what text, pod text, at timestamptz default now())")
 
     def apply(self, name: str, workflow: str, **given: Any) -> None:
         run = {
@@ -132,8 +135,8 @@ class Release:
         return str(holder).partition("/")[0]
 
     def sql(self, text: str) -> list[str]:
-        """Rows of the demo database, as psql prints them."""
-        command = ["exec", "romancy-demo-postgres-0", "--", "psql", "-U", "romancy", "romancy"]
+        """Rows of the database, as psql prints them."""
+        command = ["exec", self.database_pod, "--", "psql", "-U", "romancy", "romancy"]
         return self.kubectl(*command, "-Atc", text).splitlines()
 
     def effects(self) -> list[str]:

@@ -13,7 +13,7 @@ from tests.pods import tools
 
 ROOT: Final = Path(__file__).parents[2]
 OPERATOR: Final = "localhost/romancy:test"
-POSTGRES: Final = "localhost/romancy-test-postgres:2"
+POSTGRES: Final = "localhost/romancy-test-postgres:3"
 PAUSE: Final = "localhost/pause:1"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 

@@ -26,6 +26,8 @@ def test_from_nothing_to_a_run_that_succeeded(release: Release) -> None:
     assert took < 60
     [engine] = release.get("workflowengines")["items"]
     assert engine["status"]["workers"]
+    said = release.helm("test", "romancy", "--timeout", "90s", "--logs")
+    assert "Romancy is ready: a worker takes runs, and the WorkflowEngine is Ready" in said
 
     release.helm("uninstall", "romancy", "--wait", "--timeout", "60s")
     kinds = "deploy,sts,svc,pdb,role,rolebinding,sa,secret,configmap,netpol"
@@ -63,8 +65,27 @@ def test_the_pod_of_a_run_is_deleted_then_the_leader(release: Release) -> None:
     assert max(times.values()) <= 2
 
 
+def test_a_pod_that_is_told_to_end_hands_over(release: Release) -> None:
+    """Within a second: what it runs ends and is saved, and another pod goes on."""
+    release.install(replicaCount="2")
+    release.apply("long", "steps", run="long", count=60, seconds=0.2)
+    release.until(lambda: len(release.effects()) >= 3, "it runs")
+
+    holder = release.status("long")["worker"]
+    release.kubectl("delete", "pod", holder, "--wait=false")
+    assert release.end("long")["output"] == 60
+
+    assert Counter(release.effects()) == {f"long {step}": 1 for step in range(60)}
+    [gap] = release.sql(
+        f"select extract(epoch from min(at) filter (where pod <> '{holder}') - max(at) filter (where pod = '{holder}'))"
+        " from public.effect"
+    )
+    print(f"SIGTERM: the next step, of 0.2 s, had ended {float(gap):.2f} s after the last one of the old pod")
+    assert 0 < float(gap) < 1.2
+
+
 def test_a_roll_out_under_load_and_scaling(release: Release) -> None:
-    """Nothing is lost, nothing is done twice: a drained pod hands its runs over."""
+    """Nothing is lost, nothing is done twice, no run stands still for long: a drained pod hands its runs over."""
     release.install(replicaCount="2")
     for number in range(10):
         release.apply(f"run-{number}", "steps", run=f"run-{number}", count=STEPS, seconds=0.5)
@@ -72,6 +93,7 @@ def test_a_roll_out_under_load_and_scaling(release: Release) -> None:
 
     release.kubectl("rollout", "restart", "deployment/romancy")
     release.kubectl("rollout", "status", "deployment/romancy", f"--timeout={120}s")
+    rolled_out = release.sql("select now()")[0]
     release.kubectl("scale", "deployment/romancy", "--replicas=4")
     release.kubectl("rollout", "status", "deployment/romancy", f"--timeout={120}s")
     release.kubectl("scale", "deployment/romancy", "--replicas=1")
@@ -81,3 +103,8 @@ def test_a_roll_out_under_load_and_scaling(release: Release) -> None:
         assert (status["phase"], status["output"]) == ("Succeeded", STEPS), status
     times = Counter(release.effects())
     assert times == {f"run-{number} {step}": 1 for number in range(10) for step in range(STEPS)}
+    per_run = "select at - lag(at) over (partition by split_part(what, ' ', 1) order by at) as gap from public.effect"
+    query = f"select max(extract(epoch from gap)) from ({per_run} where at < '{rolled_out}') as gaps"
+    [gap] = release.sql(query)
+    print(f"rollout restart under load: a step of 0.5 s took {float(gap):.2f} s at most")
+    assert float(gap) < 0.5 + 2
