@@ -148,11 +148,12 @@ def test_a_namespace_that_restricts_its_pods_takes_all_of_it(
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": f"as-{each['metadata']['name']}", "namespace": namespace},
-            "spec": each["spec"]["template"]["spec"] | {"serviceAccountName": "default"},
+            "spec": each["spec"].get("template", each)["spec"] | {"serviceAccountName": "default"},
         }
         for each in objects
-        if each["kind"] in {"Deployment", "StatefulSet"}
+        if each["kind"] in {"Deployment", "StatefulSet", "Pod"}
     ]
+    objects = [each for each in objects if each["kind"] != "Pod"]  # its account would have to be there
     file = tmp_path / "objects.yaml"
     file.write_text(yaml.safe_dump_all([*objects, *pods]))
 

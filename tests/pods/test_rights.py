@@ -30,6 +30,12 @@ REFUSED = (
     "get workflowruns.romancy.dev -n default",
 )
 POD = '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[{"name":"c","image":"i"}]}}'
+RUN = """
+apiVersion: romancy.dev/v1alpha1
+kind: WorkflowRun
+metadata: {name: short}
+spec: {workflow: steps, ttlSecondsAfterFinished: 0, input: {run: short, count: 1, seconds: 0.1}}
+"""
 LINE = re.compile(r"^(\S+)\s+\[.*?\]\s+\[(.*?)\]\s+\[(.*?)\]$")
 
 
@@ -55,10 +61,8 @@ def test_every_right_is_used_and_nothing_else_is_asked_for(release: Release) -> 
     if plane is None:
         pytest.skip("another cluster's audit log can't be read")
     release.install()
-    release.apply("short", "steps", run="short", count=1, seconds=0.1)
-    release.end("short")
-    release.kubectl("patch", "wfr", "short", "--type=merge", '-p={"spec":{"ttlSecondsAfterFinished":0}}')
-    release.until(lambda: not release.get("wfr")["items"], "its object is deleted")
+    release.kubectl("apply", "-f", "-", stdin=RUN)
+    release.until(lambda: release.effects() == ["short 0"] and not release.get("wfr")["items"], "its object is deleted")
     leader = release.leader()
     release.kubectl("delete", "pod", leader, "--wait=false")
     release.until(lambda: release.leader() not in {"", leader}, "another leads")
