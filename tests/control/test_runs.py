@@ -280,4 +280,4 @@ def test_what_was_done_needs_nothing_more(before: dict[str, Any], after: dict[st
     intent = decide(seen(after, generation=2), known, RULES)
 
     done = replace(known, wishes=intent.wishes) if isinstance(intent, Change) else known
-    assert decide(seen(after, generation=2, observed_generation=2), done, RULES) == Nothing()
+    assert decide(seen(after, generation=2), done, RULES, is_sure=True) == Nothing()

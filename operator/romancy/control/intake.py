@@ -67,6 +67,9 @@ class Intake:
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
         self._told: set[UUID] = set()
+        self._sure: set[UUID] = (
+            set()
+        )  # open runs that were taken in here, and of which nothing was left half done since
         self.foreign: dict[UUID, str] = {}
         self.must_compare = asyncio.Event()
         self.listed, self.drained = asyncio.Event(), asyncio.Event()
@@ -106,12 +109,17 @@ class Intake:
         batch = [self._waiting.pop(uid) for uid in list(self._waiting)[:BATCH]]
         try:
             rows = await store.read_resources([seen.uid for seen in batch])
-            intents = [(seen, decide(seen, rows.get(seen.uid), self._rules)) for seen in batch]
+            intents = [
+                (seen, decide(seen, rows.get(seen.uid), self._rules, is_sure=seen.uid in self._sure)) for seen in batch
+            ]
             await self._act(store, intents)
         except BaseException:
             for seen in batch:
                 self._waiting.setdefault(seen.uid, seen)
+                self._sure.discard(seen.uid)
             raise
+        self._sure.difference_update(seen.uid for seen in batch if seen.is_gone or seen.phase in DONE)
+        self._sure.update(seen.uid for seen in batch if not (seen.is_gone or seen.phase in DONE))
         for seen, _intent in intents:
             self._settled(seen, rows.get(seen.uid))
         self._told.difference_update(seen.uid for seen in batch)

@@ -157,8 +157,12 @@ class Rules:
         )
 
 
-def decide(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
-    """What the store must be told of an object, given what it knows already. Pure."""
+def decide(seen: Seen, row: ResourceRow | None, rules: Rules, *, is_sure: bool = False) -> Intent:
+    """What the store must be told of an object, given what it knows already. Pure.
+
+    Args:
+        is_sure: whatever was sent of it is known to the row: by this leader, and without a failure in between.
+    """
     if seen.engine not in {"", rules.engine}:
         return Foreign(seen.engine)
     if seen.is_gone:
@@ -179,9 +183,9 @@ def decide(seen: Seen, row: ResourceRow | None, rules: Rules) -> Intent:
         return Refuse("SpecInvalid", _problems(error)) if row is None else Nothing()
     if row.phase.is_done:
         return Nothing() if wishes == row.wishes else Change(row.run_id, wishes)
-    # An order may have been sent whose wish was not kept: by a leader before, or by this one, whose store went away. Until the
-    # status shows this generation it is sent again; the same source twice is one message.
-    is_certain = seen.generation in {1, seen.observed_generation}
+    # Else an order may have been sent whose wish was not kept: by a leader before, or by this one, whose store went away. A
+    # generation that the status does not show yet is sent again; the same source twice is one message.
+    is_certain = is_sure or seen.generation in {1, seen.observed_generation}
     messages = _messages(seen, row.wishes, wishes, is_certain=is_certain)
     return Change(row.run_id, wishes, messages) if messages or wishes != row.wishes else Nothing()
 
