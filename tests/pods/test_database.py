@@ -106,6 +106,7 @@ def test_a_url_of_ones_own_secret_over_verified_tls(database: Release) -> None:
 
     database.until(new_pods, "a new pod is made")
     [pod] = new_pods()
+    database.kubectl("wait", f"pod/{pod}", "--for=jsonpath={.status.phase}=Running", "--timeout=60s")
     database.until(lambda: "CERTIFICATE_VERIFY_FAILED" in database.kubectl("logs", pod), "it says what is wrong")
     assert "se-cret" not in database.kubectl("logs", pod)
     database.apply("still", "steps", run="still", count=1, seconds=0.1)
