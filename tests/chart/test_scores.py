@@ -30,6 +30,7 @@ DEMO = {
         *EVERYWHERE,
         "pod-networkpolicy",
         "pod-probes",
+        "container-ephemeral-storage-request-and-limit",
         "container-security-context-user-group-id",
         "statefulset-has-poddisruptionbudget",
         "statefulset-has-host-podantiaffinity",
