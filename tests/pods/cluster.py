@@ -140,7 +140,8 @@ class PodCluster(ControlPlane):
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in sorted((each for each in mounts if each.startswith(f"{self.directory}/")), reverse=True):
             subprocess.run(["umount", "-l", mount], check=False)
-        for group in Path("/sys/fs/cgroup").glob("*/kubepods"):
+        groups = Path("/sys/fs/cgroup")
+        for group in (*groups.glob("*/kubepods"), *groups.glob("kubepods")):  # cgroup v1, v2
             subprocess.run(["find", str(group), "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], check=False)
 
     def _run_daemon(self, name: str, *command: str) -> None:
