@@ -27,7 +27,7 @@ WATCH_LEASE: Final[dict[str, Any]] = {
     "verbs": ["watch"],
 }
 EVENTS: Final[dict[str, Any]] = {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}
-PODS: Final[dict[str, Any]] = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+PODS: Final[dict[str, Any]] = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}
 
 
 def without(resource: str) -> list[dict[str, Any]]:
