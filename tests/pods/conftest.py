@@ -16,6 +16,7 @@ import pytest
 from tests.controlplane import plane
 from tests.helm import helm
 from tests.pods import cluster, images
+from tests.pods import database as own_database
 
 CHART = Path(__file__).parents[2] / "charts/romancy"
 FLOWS = Path(__file__).parent / "flows.py"
@@ -163,3 +164,10 @@ def release(pods: Pods) -> Iterator[Release]:
     yield Release(pods, namespace)
     with contextlib.suppress(AssertionError):
         pods.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture
+def database(release: Release, tmp_path: Path) -> Release:
+    """The same with a database of one's own, which an upgrade of the chart leaves alone: install it with database.OWN."""
+    own_database.make(release, tmp_path)
+    return release
