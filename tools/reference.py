@@ -10,6 +10,7 @@ from typing import Final
 from prometheus_client.metrics import MetricWrapperBase
 
 from romancy.base import metrics, settings
+from romancy.check import RULES
 from tools.values_schema import values_schema
 
 ROOT: Final = Path(__file__).parents[1]
@@ -77,10 +78,30 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_page() -> str:
+    """Every rule of `romancy check`."""
+    lines = [
+        "# What `romancy check` finds",
+        "",
+        "In workflows, and in the functions that they call; activities may do all of it.",
+        "",
+    ]
+    lines += ["| rule | what | why not | instead |", "| --- | --- | --- | --- |"]
+    for rule in RULES:
+        names = ", ".join(f"`{name}`" for name in rule.names) or "by its form"
+        lines.append(f"| `{rule.name}` | {names} | {rule.why} | {rule.cure} |")
+    lines += [
+        "",
+        "`module.*` is any call of something of that module. Let be: `# romancy: allow[rule] why` at the end of the line.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: Final = {
     ROOT / "docs/reference/settings.md": settings_page,
     ROOT / "docs/reference/log-events.md": events_page,
     ROOT / "docs/reference/metrics.md": metrics_page,
+    ROOT / "docs/reference/check.md": check_page,
     ROOT / "charts/romancy/values.schema.json": lambda: json.dumps(values_schema(), indent=1) + "\n",
     # Helm takes no file from outside of a chart.
     **{ROOT / "charts/romancy/files/crds" / path.name: path.read_text for path in (ROOT / "crds").glob("*.yaml")},

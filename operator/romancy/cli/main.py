@@ -108,6 +108,46 @@ def run(workflow: str, text: str, name: str | None, namespace: str, wait: bool) 
     sys.exit(asyncio.run(runs.start(workflow, _object(text), name=name, namespace=namespace, wait=wait)))
 
 
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check(paths: tuple[Path, ...], form: str) -> None:
+    """Find in the workflows of PATHS (files or folders) what replay can't bear: clocks, chance, I/O, threads and the like.
+
+    Reads the source and imports nothing. Follows a workflow into the functions that it calls, and stops at activities. A line
+    that ends in `# romancy: allow[RULE] why` is let be. Rules: docs/reference/check.md. Exits with 1 if there is a finding,
+    2 if a path can't be read.
+    """
+    from romancy.check import check as find
+
+    found = find(paths)
+    if form == "json":
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "path": str(each.path),
+                        "line": each.line,
+                        "column": each.column,
+                        "rule": each.rule.name,
+                        "what": each.what,
+                        "why": each.rule.why,
+                        "cure": each.rule.cure,
+                        "function": each.within,
+                        "workflow": each.workflow,
+                    }
+                    for each in found
+                ],
+                indent=2,
+            )
+        )
+    else:
+        for each in found:
+            click.echo(str(each))
+        click.echo(f"{len(found)} found" if found else "nothing that replay can't bear", err=True)
+    sys.exit(EXIT_ERROR if found else 0)
+
+
 main.add_command(database.db)
 
 
