@@ -36,7 +36,14 @@ WRONG = {
         "import threading; threading.Thread()",
     ],
     "loop": ["import asyncio; asyncio.run(None)"],
-    "set-order": ["for x in {'a', 'b'}: pass", "[x for x in set(names)]", "for x in list({'a'} | names): pass"],
+    "set-order": [
+        "for x in {'a', 'b'}: pass",
+        "[x for x in set(names)]",
+        "for x in list({'a'} | names): pass",
+        "own = {'a'}\nfor x in own: pass",
+        "own: set[str] = names; [x for x in own]",
+    ],
+    "foreign-await": ["import trio; await trio.sleep(1)", "from library import fetch; await fetch('x')"],
     "bare-coroutines": [
         "import asyncio; asyncio.as_completed([f(1), f(2)])",
         "import asyncio; await asyncio.wait(f(n) for n in names)",
@@ -167,6 +174,9 @@ def test_a_line_is_let_be_for_a_reason_only(tmp_path: Path) -> None:
     assert check([allowed]) == []
     assert rules_of(check([written(tmp_path, "print('x')  # romancy: allow[output]")])) == {"output"}
     assert rules_of(check([written(tmp_path, "print('x')  # romancy: allow[clock] another rule")])) == {"output"}
+    assert check([written(tmp_path, "print(\n'x'\n)  # romancy: allow[output] at its end")]) == []
+    with pytest.raises(SettingsError, match="no rule 'clok'"):
+        check([written(tmp_path, "print('x')  # romancy: allow[clok] misspelt")])
 
 
 def test_ones_own_functions_are_not_taken_for_pythons(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from romancy.store.notify import PostgresWakeups
 from romancy.store.pool import Statement, unavailable_as_ours
 from romancy.store.queries import SQL
 from romancy.testing import MemoryDatabase, MemoryStore
+from romancy.testing.loop import VirtualLoop
 from romancy.testing.memory_store import MemoryWakeups
 from tests.simulation.invariants import Checker
-from tests.simulation.loop import VirtualLoop
 from tests.simulation.trace import Trace
 
 COMMAND_SECONDS: Final = 15.0

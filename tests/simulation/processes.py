@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from romancy import App
 from romancy.base.settings import WorkerSettings
 from romancy.errors import RomancyError
+from romancy.testing import loop as loops
+from romancy.testing.loop import PROCESS, VirtualLoop
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
-from tests.simulation import loop as loops
 from tests.simulation.kube import ApiServer, SimulatedKube, control
-from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.network import SimulatedStore
 from tests.simulation.workload import HOST, SERVICE, WORKFLOWS
 

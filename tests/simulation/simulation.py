@@ -27,10 +27,10 @@ from romancy.control.resources import RUNS
 from romancy.errors import StoreUnavailableError
 from romancy.model.run import run_id_of
 from romancy.testing import MemoryDatabase
-from tests.simulation import loop as loops
+from romancy.testing import loop as loops
+from romancy.testing.loop import PROCESS, VirtualLoop
 from tests.simulation.invariants import BreachError, Checker
 from tests.simulation.kube import ApiServer
-from tests.simulation.loop import PROCESS, VirtualLoop
 from tests.simulation.network import Network, Weather
 from tests.simulation.processes import Body, DatabaseClock, Process
 from tests.simulation.trace import Trace

@@ -14,11 +14,11 @@ from romancy.model.history import InboxRow, MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Park
 from romancy.testing import MemoryDatabase, MemoryStore
+from romancy.testing.loop import VirtualLoop
 from romancy.worker.delivery import Delivery
 from romancy.worker.execution import Left
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
-from tests.simulation.loop import VirtualLoop
 from tests.simulation.processes import DatabaseClock
 from tests.worker.doubles import STARTED_AT, Engine, run, settle
 

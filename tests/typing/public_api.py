@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from romancy import Activity, App, Client, Handle, RetryPolicy, Workflow, WorkflowContext, activity, workflow
+from romancy.testing import SimulatedRun, Simulation
 
 
 @dataclass
@@ -95,3 +96,22 @@ async def start(app: App, client: Client) -> None:
     await app.start(process, "order")  # type: ignore[arg-type]
     await app.start(process)  # type: ignore[call-arg]
     await client.start(with_name, 1)  # type: ignore[call-arg]
+
+
+def in_a_test(sim: Simulation) -> None:
+    run = sim.start(process, Order("1"), note="x")
+    assert_type(run, SimulatedRun[list[int]])
+    assert_type(run.result(), list[int])
+    assert_type(sim.run(ship, Order("1")), str)
+    assert_type(sim.crash_everywhere(ship, Order("1")), int)
+    sim.start(ship, "1")  # type: ignore[arg-type]
+    sim.run(ship)  # type: ignore[call-arg]
+    sim.fake(reserve, lambda order: Reservation(order.id))
+    sim.fake(notify, notify_quietly)
+    sim.fake(reserve, named)  # type: ignore[arg-type]
+    sim.fail(reserve, ValueError("no"), times=2)
+    sim.fail(ship, ValueError("no"))  # type: ignore[arg-type]
+
+
+def notify_quietly(order: Order, *, loud: bool = False) -> int:
+    return 2

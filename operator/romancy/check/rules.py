@@ -105,6 +105,11 @@ RULES: Final = (
         "make tasks of them first: [asyncio.create_task(...) for ...]",
     ),
     Rule(
+        "foreign-await",
+        "what another library waits for is not replayed: the run would wait on its own loop for ever, or be refused",
+        _ACTIVITY,
+    ),
+    Rule(
         "global-state",
         "what one run leaves in a module another one finds, and a replay finds it changed",
         "keep it in local variables: they are rebuilt by replay",

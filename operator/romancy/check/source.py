@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Final
 
+from romancy.check.rules import BY_NAME
 from romancy.errors import SettingsError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -25,6 +26,7 @@ class Module:
         name: by which others import it.
         names: what its top level calls things: local name to dotted name.
         functions: those of its top level.
+        imported: the modules that it imports from, by their first names.
         allowed: rules by line, each with the reason that was given.
     """
 
@@ -33,6 +35,7 @@ class Module:
     tree: ast.Module
     names: dict[str, str] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
+    imported: set[str] = field(default_factory=set)
     allowed: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def resolve(self, node: ast.AST, hidden: frozenset[str] = frozenset()) -> str | None:
@@ -80,7 +83,9 @@ def read(path: Path, name: str) -> Module:
     module = Module(path, name, tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            module.names.update(_imported(node, name))
+            found = dict(_imported(node, name))
+            module.names.update(found)
+            module.imported.update(each.partition(".")[0] for each in found.values())
     for node in tree.body:
         if isinstance(node, Function):
             module.functions[node.name] = node
@@ -89,6 +94,11 @@ def read(path: Path, name: str) -> Module:
             if meant is not None:
                 module.names[node.targets[0].id] = meant  # log = logging.getLogger(...)
     module.allowed = dict(_allowed(text))
+    for line, rule in module.allowed:
+        if rule not in BY_NAME:
+            raise SettingsError(
+                f"{path}:{line}: there is no rule {rule!r} to allow", hint=f"one of {', '.join(sorted(BY_NAME))}"
+            )
     return module
 
 
@@ -123,6 +133,11 @@ class Project:
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         module = self._modules[name] = self._modules.get(name) or read(path, name)
         return module
+
+    def has(self, name: str) -> bool:
+        """Whether a module, or one that is in it, is of the project."""
+        stem = name.partition(".")[0]
+        return any((root / stem).is_dir() or (root / f"{stem}.py").is_file() for root in self._roots)
 
     def function(self, dotted: str) -> tuple[Module, Function] | None:
         """The function of a module of the project that a dotted name means."""

@@ -1,6 +1,7 @@
 """From each workflow through the functions that it calls, up to activities and to what is not of the project."""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,8 @@ from romancy.check.rules import BY_NAME, Rule, rule_of
 from romancy.check.source import Function, Module, Project
 from romancy.errors import SettingsError
 
+_AWAITABLE: Final = frozenset({"asyncio", "romancy", "contextlib", "builtins"})
+_SET_TYPE: Final = re.compile(r"(typing\.|collections\.abc\.)?(set|frozenset|Set|FrozenSet|AbstractSet|MutableSet)\b")
 _WAITS: Final = frozenset({"asyncio.as_completed", "asyncio.wait"})
 _MAKES_TASK: Final = ("create_task", "ensure_future")
 
@@ -63,10 +66,12 @@ class _Walk:
             return
         self._seen.add((module.name, function.name))
         hidden = frozenset(_own_names(function))
+        sets = frozenset(_own_sets(module, function, hidden))
         for node in _body(function):
-            for rule, what in self._broken(module, node, hidden):
+            for rule, what in self._broken(module, node, hidden, sets):
                 line, column = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
-                if not module.allowed.get((line, rule.name)):
+                lines = range(line, node.end_lineno + 1)  # type: ignore[attr-defined]
+                if not any(module.allowed.get((each, rule.name)) for each in lines):
                     yield Finding(_shown(module.path), line, column, rule, what, function.name, self._workflow)
             if isinstance(node, ast.Call):
                 yield from self._called(module, node, hidden)
@@ -81,7 +86,9 @@ class _Walk:
         if target is not None and not target[0].kind_of(target[1]):
             yield from self.function(*target)
 
-    def _broken(self, module: Module, node: ast.AST, hidden: frozenset[str]) -> Iterator[tuple[Rule, str]]:
+    def _broken(
+        self, module: Module, node: ast.AST, hidden: frozenset[str], sets: frozenset[str]
+    ) -> Iterator[tuple[Rule, str]]:
         if isinstance(node, ast.Name) and node.id in module.functions:
             return  # its own function, called like a built-in one
         match node:
@@ -99,10 +106,15 @@ class _Walk:
                 used = module.resolve(node, hidden)
                 if used is not None and (rule := rule_of(used, is_called=False)) is not None:
                     yield rule, used
-            case ast.For(iter=over) | ast.AsyncFor(iter=over) | ast.comprehension(iter=over) if _is_set(
-                module, over, hidden
-            ):
-                yield BY_NAME["set-order"], "an iteration over a set"
+            case ast.For(iter=over) | ast.AsyncFor(iter=over) | ast.comprehension(iter=over):
+                if _is_set(module, over, hidden, sets):
+                    yield BY_NAME["set-order"], "an iteration over a set"
+            case ast.Await(value=ast.Call() as awaited):
+                name = (module.resolve(awaited, hidden) or "").removesuffix("()")
+                first = name.partition(".")[0]
+                is_foreign = first in module.imported - _AWAITABLE and not self._project.has(first)
+                if is_foreign and rule_of(name, is_called=True) is None:
+                    yield BY_NAME["foreign-await"], f"await {name.replace('()', '(...)')}()"
             case ast.Global(names=names):
                 yield BY_NAME["global-state"], f"global {', '.join(names)}"
             case _:
@@ -136,7 +148,8 @@ def _below(node: ast.AST) -> list[ast.AST]:
 def _placed(node: ast.AST) -> ast.AST:
     """A comprehension has no place of its own: that of what it iterates over."""
     if isinstance(node, ast.comprehension):
-        vars(node).update(lineno=node.iter.lineno, col_offset=node.iter.col_offset)
+        place = node.iter
+        vars(node).update(lineno=place.lineno, col_offset=place.col_offset, end_lineno=place.end_lineno)
     return node
 
 
@@ -157,19 +170,36 @@ def _own_names(function: Function) -> Iterable[str]:
     return bound - imported
 
 
-def _is_set(module: Module, node: ast.AST, hidden: frozenset[str]) -> bool:
+def _own_sets(module: Module, function: Function, hidden: frozenset[str]) -> Iterator[str]:
+    """Names of the function's own that hold a set: by their annotation, or by what they are given."""
+    for node in ast.walk(function):
+        match node:
+            case (
+                ast.arg(arg=name, annotation=annotation)
+                | ast.AnnAssign(target=ast.Name(id=name), annotation=annotation)
+            ) if annotation is not None and _SET_TYPE.match(ast.unparse(annotation)):
+                yield name
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_set(module, value, hidden, frozenset()):
+                yield name
+            case _:
+                pass
+
+
+def _is_set(module: Module, node: ast.AST, hidden: frozenset[str], sets: frozenset[str]) -> bool:
     match node:
         case ast.Set() | ast.SetComp():
             return True
+        case ast.Name(id=name):
+            return name in sets
         case ast.Call(func=called):
-            name = module.resolve(called, hidden)
-            if name in {"set", "frozenset"}:
+            maker = module.resolve(called, hidden)
+            if maker in {"set", "frozenset"}:
                 return True
-            return name in {"list", "tuple", "enumerate", "iter", "reversed"} and any(
-                _is_set(module, each, hidden) for each in node.args
+            return maker in {"list", "tuple", "enumerate", "iter", "reversed"} and any(
+                _is_set(module, each, hidden, sets) for each in node.args
             )
         case ast.BinOp(op=ast.BitOr() | ast.BitAnd() | ast.Sub() | ast.BitXor(), left=left, right=right):
-            return _is_set(module, left, hidden) or _is_set(module, right, hidden)
+            return _is_set(module, left, hidden, sets) or _is_set(module, right, hidden, sets)
         case _:
             return False
 

@@ -1,5 +1,9 @@
-"""For tests, of users and of the engine itself: a store without a database. Nothing here runs in production."""
+"""For tests, of users and of the engine itself: workflows on a clock that jumps, and a store without a database.
+
+Nothing here runs in production.
+"""
 
 from romancy.testing.memory_store import MemoryDatabase, MemoryStore
+from romancy.testing.simulation import SimulatedRun, Simulation
 
-__all__ = ["MemoryDatabase", "MemoryStore"]
+__all__ = ["MemoryDatabase", "MemoryStore", "SimulatedRun", "Simulation"]
