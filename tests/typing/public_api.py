@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from romancy import Activity, App, Client, Handle, RetryPolicy, Workflow, WorkflowContext, activity, workflow
-from romancy.testing import SimulatedRun, Simulation
+from romancy.testing import SimulatedRun, Simulation, export, replay
 
 
 @dataclass
@@ -111,6 +111,8 @@ def in_a_test(sim: Simulation) -> None:
     sim.fake(reserve, named)  # type: ignore[arg-type]
     sim.fail(reserve, ValueError("no"), times=2)
     sim.fail(ship, ValueError("no"))  # type: ignore[arg-type]
+    replay(ship, export(run.info(), run.history))
+    replay(reserve, "{}")  # type: ignore[arg-type]
 
 
 def notify_quietly(order: Order, *, loud: bool = False) -> int:

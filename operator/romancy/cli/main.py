@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import SecretStr
 
 from romancy.cli import database
 from romancy.errors import RomancyError, SettingsError
@@ -146,6 +147,44 @@ def check(paths: tuple[Path, ...], form: str) -> None:
             click.echo(str(each))
         click.echo(f"{len(found)} found" if found else "nothing that replay can't bear", err=True)
     sys.exit(EXIT_ERROR if found else 0)
+
+
+@main.command()
+@click.argument("modules", nargs=-1, required=True)
+@click.option("--database-url", envvar="DATABASE_URL", required=True, help="PostgreSQL that holds the runs.")
+@click.option(
+    "--sample", default=200, show_default=True, type=click.IntRange(1), help="Newest runs of each workflow to replay."
+)
+@click.option(
+    "--export",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep their histories here.",
+)
+def replay(modules: tuple[str, ...], database_url: str, sample: int, folder: Path | None) -> None:
+    """Replay runs of a database against the workflows of MODULES: what would be Blocked is known before it is rolled out.
+
+    Reads only. Prints a line for each run that does not fit. Exits with 1 if there is one. Exported histories hold inputs and
+    results; `romancy.testing.replay(workflow, text)` plays one in a test.
+    """
+    with_fixed_hash_seed()
+    from romancy.base.settings import DatabaseSettings
+    from romancy.cli import replay as replays
+    from romancy.worker import loader
+
+    async def all_of_them() -> tuple[int, int]:
+        played = unfit = 0
+        settings = DatabaseSettings(url=SecretStr(database_url))
+        async for run, problem in replays.sample(settings, loader.load(modules), count=sample, folder=folder):
+            played += 1
+            if problem is not None:
+                unfit += 1
+                click.echo(f"{run.workflow}/{run.name} ({run.phase}, {run.id}): {problem}")
+        return played, unfit
+
+    played, unfit = asyncio.run(all_of_them())
+    click.echo(f"{played} replayed, {unfit} do not fit" if unfit else f"{played} replayed: all fit", err=True)
+    sys.exit(EXIT_ERROR if unfit else 0)
 
 
 main.add_command(database.db)

@@ -3,7 +3,8 @@
 Nothing here runs in production.
 """
 
+from romancy.testing.histories import export, replay
 from romancy.testing.memory_store import MemoryDatabase, MemoryStore
 from romancy.testing.simulation import SimulatedRun, Simulation
 
-__all__ = ["MemoryDatabase", "MemoryStore", "SimulatedRun", "Simulation"]
+__all__ = ["MemoryDatabase", "MemoryStore", "SimulatedRun", "Simulation", "export", "replay"]
