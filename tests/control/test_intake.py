@@ -1,6 +1,7 @@
 """What the intake holds, and what it does when it can't hold it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from romancy.control.intake import Intake
 from romancy.control.kube import Kube
 from romancy.control.runs import Rules, Seen
 from romancy.errors import StoreUnavailableError
+from romancy.model.run import Wishes
 from romancy.store.postgres import PostgresStore
 from tests.controlplane.plane import ControlPlane
 
@@ -91,3 +93,40 @@ async def test_what_fails_is_filed_again_unless_something_newer_came(
     await intake.run_once(store)
 
     assert [each.spec for each in settled] == [{"workflow": "w", "priority": 2}]
+
+
+class _ForgetsOneWish(PostgresStore):
+    """Goes away between the order and the wish."""
+
+    is_away = False
+
+    async def set_wishes(self, wishes: Mapping[UUID, Wishes]) -> None:
+        if self.is_away:
+            raise StoreUnavailableError("away")
+        await super().set_wishes(wishes)
+
+
+async def test_an_order_left_half_done_is_made_good_by_the_next_state(kube: Kube, store: PostgresStore) -> None:
+    """The suspend was sent and its wish not kept; then the owner resumed it, which the watch told before the first was tried
+    again. Row and spec agreed, and the run would have stayed suspended for ever."""
+    intake = Intake(
+        kube, RULES, ControlSettings(), clock=SystemClock(), settled=lambda _seen, _row: None, started=lambda: None
+    )
+    uid = uuid4()
+    async with _ForgetsOneWish(store.settings) as shaky:
+        intake.file(seen(uid))
+        await intake.run_once(shaky)
+        shaky.is_away = True
+        intake.file(replace(seen(uid, suspend=True), generation=2, observed_generation=1))
+        with pytest.raises(StoreUnavailableError):
+            await intake.run_once(shaky)
+        shaky.is_away = False
+        intake.file(replace(seen(uid, suspend=False), generation=3, observed_generation=1))
+        await intake.run_once(shaky)
+
+        inbox = await shaky.read_inbox(uid, 0)
+        assert [row.source for row in inbox] == ["resource:suspend:2", "resource:resume:3"]
+
+        intake.file(replace(seen(uid, ttlSecondsAfterFinished=5), generation=4, observed_generation=1))
+        await intake.run_once(shaky)
+        assert len(await shaky.read_inbox(uid, 0)) == 2  # nothing is half done any more

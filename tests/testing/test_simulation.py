@@ -145,6 +145,37 @@ def test_an_activity_that_may_be_tried_but_once_may_be_lost() -> None:
         assert len(disturbed.calls(charge_card)) == 1
 
 
+def test_two_workflows_of_one_name_are_told_apart(sim: Simulation) -> None:
+    @workflow(name="sim.forever")
+    async def another() -> int:
+        return 1
+
+    sim.start(forever)
+    with pytest.raises(DefinitionError, match=r"two workflows are named 'sim\.forever'"):
+        sim.start(another)
+    sim.start(forever.options(id="the-same-with-options"))
+
+
+@activity(retry=RetryPolicy(max_attempts=2, initial_interval=timedelta(0)))
+async def tried_twice() -> int:
+    return 1
+
+
+@workflow(name="sim.loses")
+async def loses() -> int:
+    await tried_twice()
+    if len(counted) > 1:  # as no workflow should: another process finds it changed
+        raise WorkerLostError
+    counted.append(1)
+    return 1
+
+
+def test_a_loss_that_has_no_such_activity_is_no_excuse(sim: Simulation) -> None:
+    counted.clear()
+    with pytest.raises(AssertionError, match="and undisturbed as"):
+        sim.crash_everywhere(loses)
+
+
 def test_a_plain_activity_has_a_plain_fake(sim: Simulation) -> None:
     async def answer(order: str) -> str:
         return order

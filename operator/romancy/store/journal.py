@@ -188,10 +188,17 @@ class PostgresJournal:
         half = len(batch) // 2 if len(batch) >= HALVED_MIN else len(batch)
         self._tell(batch[:half], answer)
         if half < len(batch):
-            asyncio.get_running_loop().call_soon(self._tell, batch[half:], answer)
+            asyncio.get_running_loop().call_soon(self._tell_rest, batch[half:], answer)
         self._notifier.queues_due(answer.woken)
         if answer.is_owed:
             self._notifier.status_owed()
+
+    def _tell_rest(self, batch: Sequence[Write], answer: Answer) -> None:
+        try:
+            self._tell(batch, answer)
+        except Exception as error:  # as in `_flush`: whoever waits must hear of a defect of ours
+            logger.exception("journal_failed", worker_id=self._worker_id)
+            self._end(StoreUnavailableError(f"the journal failed: {error!r}"), batch)
 
     def _tell(self, batch: Sequence[Write], answer: Answer) -> None:
         """Tell whoever wrote these what became of it: what they write then is in the next flush."""

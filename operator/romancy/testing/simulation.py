@@ -13,7 +13,7 @@ All of it are ordinary calls: a test needs no event loop. The simulation turns i
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ from uuid import UUID
 from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.client import Client, Handle
 from romancy.errors import DefinitionError, WorkerLostError
+from romancy.model import failure
 from romancy.model.command import RunActivity
 from romancy.model.history import Entry, Kind
 from romancy.model.run import Run
@@ -127,6 +128,7 @@ class Simulation:
         self._bodies: list[Body] = []
         self._changed = asyncio.Event()
         self._calls: list[Call] = []
+        self._definitions: dict[str, Activity[..., Any]] = {}  # of what was called, by name
         self._fakes: dict[str, Callable[..., Any]] = {}
         self._failures: dict[str, deque[tuple[Exception, int | None]]] = {}
         self._dead_worker: int | None = None
@@ -166,8 +168,17 @@ class Simulation:
     # --- runs ---------------------------------------------------------------------------------------------------
 
     def start[**P, R](self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SimulatedRun[R]:
-        """Start a run. It goes on whenever something is asked of the simulation."""
-        if workflow.name not in self._workflows:
+        """Start a run. It goes on whenever something is asked of the simulation.
+
+        Raises:
+            DefinitionError: another workflow of that name was started before.
+        """
+        known = self._workflows.get(workflow.name)
+        if known is not None and known.fn is not workflow.fn:
+            raise DefinitionError(
+                f"two workflows are named {workflow.name!r}: {known.where} and {workflow.where}", hint="rename one"
+            )
+        if known is None:
             self._workflows[workflow.name] = workflow
             if self._process is not None:
                 self.ask(self._process.worker.drain())  # the next one offers this workflow as well
@@ -226,9 +237,10 @@ class Simulation:
         for crash in crashes:
             with self._anew(crash) as disturbed:
                 found = disturbed._end(workflow, *args, **kwargs)
-                # After one crash that is the end of what may be tried but once.
-                is_same = found == expected or found.failure.startswith(_LOST)
-                assert is_same, f"{crash}: it ended as {found}, and undisturbed as {expected}"
+                is_lost = found.failure.startswith(_LOST) and disturbed._has_lost_an_only_attempt(
+                    undisturbed._definitions
+                )
+                assert found == expected or is_lost, f"{crash}: it ended as {found}, and undisturbed as {expected}"
                 assert disturbed.deaths == 1, f"{crash}: it did not come to it"
                 again = [
                     call for call in disturbed._calls[disturbed._calls_at_death :] if _key(call) in disturbed._saved
@@ -272,7 +284,7 @@ class Simulation:
                 async with asyncio.timeout(seconds):
                     await self._changed.wait()
             except TimeoutError:
-                due = None if waits_for is None else self._database.due[waits_for]
+                due = None if waits_for is None else self._database.due.get(waits_for)
                 if due is not None and due.wake_at is None and due.worker_id is None:
                     raise AssertionError(
                         f"the run does not move by itself: {due.phase} {due.reason} {due.message}"
@@ -300,6 +312,17 @@ class Simulation:
         )
         self._calls_at_death = len(self._calls)
         self._changed.set()
+
+    def _has_lost_an_only_attempt(self, definitions: Mapping[str, Activity[..., Any]]) -> bool:
+        """An activity that may be tried but once has failed because its process died."""
+        return any(
+            entry.kind is Kind.ACTIVITY_FAILED
+            and _LOST in failure.describe(entry.payload).type
+            and definitions[entry.name].retry.max_attempts == 1
+            for entries in self._database.history.values()
+            for entry in entries.values()
+            if entry.name in definitions
+        )
 
     def _anew(self, crash: Crash | None) -> "Simulation":
         """Another one with the same fakes and failures."""
@@ -337,6 +360,8 @@ class Simulation:
         return self._crash if self._crash is not None and self._crash.flush == number else None
 
     def called(self, command: RunActivity, info: ActivityInfo, arguments: dict[str, Any]) -> None:
+        assert isinstance(command.definition, Activity)
+        self._definitions[command.name] = command.definition
         self._calls.append(Call(command.name, info.run_id, command.number, arguments, command.is_compensation))
 
     def scripted(self, activity: Activity[..., Any]) -> Callable[..., Any]:
