@@ -3,20 +3,29 @@
 from romancy.app import App
 from romancy.client import Client, Handle
 from romancy.errors import RomancyError, TerminalError
+from romancy.model.event import CloudEvent
 from romancy.model.retry import NO_RETRY, RetryPolicy
+from romancy.model.run import ParentClose
 from romancy.sdk.activity import Activity, activity
+from romancy.sdk.child import ChildHandle
 from romancy.sdk.context import RunInfo, WorkflowContext
+from romancy.sdk.event import Event, Subscription
 from romancy.sdk.workflow import Workflow, workflow
 
 __all__ = [
     "NO_RETRY",
     "Activity",
     "App",
+    "ChildHandle",
     "Client",
+    "CloudEvent",
+    "Event",
     "Handle",
+    "ParentClose",
     "RetryPolicy",
     "RomancyError",
     "RunInfo",
+    "Subscription",
     "TerminalError",
     "Workflow",
     "WorkflowContext",

@@ -13,20 +13,20 @@ from pydantic import SecretStr
 from romancy.base import log
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import (
-    RunCancelledError,
+    EventInvalidError,
     RunExistsError,
-    RunFailedError,
     RunNotFoundError,
-    RunTimedOutError,
     SettingsError,
 )
-from romancy.model import failure
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
+from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
+from romancy.sdk.child import error_of
+from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Workflow
-from romancy.store.interface import RunFilter
+from romancy.store.interface import Receipt, RunFilter
 from romancy.store.postgres import PostgresStore
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
@@ -110,19 +110,12 @@ class Handle[R]:
 
     def _value(self, outcome: Outcome) -> R:
         name = self._name or str(self._run_id)
-        match outcome.end:
-            case End.SUCCEEDED:
-                assert outcome.payload is not None
-                value: R = self._result.decode(outcome.payload) if self._result else json.loads(outcome.payload)
-                return value
-            case End.CANCELLED:
-                raise RunCancelledError(f"run {name} was cancelled: {outcome.message or outcome.reason}")
-            case _ if outcome.reason == Reason.TIMED_OUT:
-                raise RunTimedOutError(f"run {name}: {outcome.message}")
-            case _ if outcome.failure is not None:
-                raise failure.decode(outcome.failure)
-            case _:
-                raise RunFailedError(f"run {name} failed: {outcome.message}", reason=outcome.reason)
+        if outcome.end is End.SUCCEEDED:
+            assert outcome.payload is not None
+            value: R = self._result.decode(outcome.payload) if self._result else json.loads(outcome.payload)
+            return value
+        told = {"phase": outcome.end, "reason": outcome.reason, "message": outcome.message, "failure": outcome.failure}
+        raise error_of(name, told)
 
 
 class Client:
@@ -173,6 +166,49 @@ class Client:
         new = self._new_run(workflow, args, kwargs)
         await self._start(workflow, new)
         return Handle(self, new.id, name=new.name, result=workflow.signature.result)
+
+    async def send_event(
+        self,
+        event: Event | str,
+        data: Any = None,
+        *,
+        id: str | None = None,
+        source: str = "romancy",
+        subject: str | None = None,
+        time: datetime | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+        to: UUID | None = None,
+    ) -> Receipt:
+        """Send an event to all open runs that wait for it; returns when it is durable and with them.
+
+        Args:
+            event: an instance of an `Event` class, or a CloudEvents type.
+            data: with a type: anything that JSON holds.
+            id: with its source it names the event: the same pair twice is the same event. Generated if None.
+            to: one run alone, whether it waits already or not; nothing happens if it is done or unknown.
+
+        Returns:
+            How many runs have got it now, and whether it is new.
+
+        Raises:
+            EventInvalidError: an attribute is wrong.
+            PayloadTooLargeError: it is larger than a payload may be.
+        """
+        if isinstance(event, Event):
+            if data is not None:
+                raise EventInvalidError("the data of an event object is the object", hint="leave `data` out")
+            data = json.loads(codec_of(type(event)).encode(event, bytes_max=self._payload_bytes_max))
+        cloudevent = CloudEvent(
+            id=id if id is not None else str(uuid4()),
+            source=source,
+            type=type_of(event if isinstance(event, str) else type(event)),
+            data=data,
+            time=time or datetime.now(UTC),
+            subject=subject,
+            datacontenttype="application/json",
+            extensions=dict(extensions or {}),
+        )
+        return await self.store.send_event(cloudevent, to=to)
 
     def handle(self, run: str | UUID) -> Handle[Any]:
         """A handle of a run that exists: a UUID is its id, anything else the newest run of that name."""

@@ -106,6 +106,12 @@ class OutsideWorkflowError(RomancyError):
     reason = "OutsideWorkflow"
 
 
+class EventInvalidError(RomancyError):
+    """An event, or what is asked of one, is not as it must be."""
+
+    reason = "EventInvalid"
+
+
 # --- values and exceptions ----------------------------------------------------------------------------------------
 
 

@@ -505,7 +505,7 @@ class StoreConformance:
     @pytest.mark.parametrize(
         ("parked_as", "woken_by"),
         [
-            (Phase.WAITING, {MessageKind.CANCEL, MessageKind.SUSPEND, MessageKind.RESUME}),
+            (Phase.WAITING, set(MessageKind)),
             (Phase.SUSPENDED, {MessageKind.CANCEL, MessageKind.RESUME}),
             (Phase.COMPENSATING, set()),  # it waits for a retry, which nothing hurries
             (Phase.PENDING, set()),  # delayed; a cancel ends it

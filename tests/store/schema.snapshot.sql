@@ -37,6 +37,27 @@ CREATE TABLE romancy.due (
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
+CREATE TABLE romancy.event (
+    id bigint NOT NULL,
+    source text NOT NULL,
+    event_id text NOT NULL,
+    type text NOT NULL,
+    target uuid,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    payload text NOT NULL,
+    attributes jsonb NOT NULL
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05', autovacuum_analyze_scale_factor='0.02');
+
+ALTER TABLE romancy.event ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME romancy.event_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE romancy.fence (
     worker_id bigint NOT NULL,
     slot smallint NOT NULL
@@ -61,7 +82,8 @@ CREATE TABLE romancy.inbox (
     kind text NOT NULL,
     at timestamp with time zone DEFAULT now() NOT NULL,
     source text NOT NULL,
-    payload text NOT NULL
+    payload text NOT NULL,
+    event_id bigint
 );
 
 CREATE TABLE romancy.migration (
@@ -77,6 +99,16 @@ CREATE TABLE romancy.mirror (
     mirror_at timestamp with time zone,
     is_final boolean DEFAULT false NOT NULL
 );
+
+CREATE TABLE romancy.outbox (
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    kind text NOT NULL,
+    payload text NOT NULL,
+    worker_id bigint,
+    at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
 CREATE TABLE romancy.run (
     id uuid NOT NULL,
@@ -105,7 +137,10 @@ CREATE TABLE romancy.run (
     output text,
     failure text,
     finished_at timestamp with time zone,
-    resource_due_at timestamp with time zone
+    resource_due_at timestamp with time zone,
+    parent_id uuid,
+    parent_number integer,
+    parent_close text
 )
 WITH (fillfactor='90');
 
@@ -197,6 +232,17 @@ CREATE VIEW romancy.scale AS
    FROM coming,
     held;
 
+CREATE TABLE romancy.shape (
+    type text NOT NULL,
+    attributes text NOT NULL
+);
+
+CREATE TABLE romancy.subscription (
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    key uuid NOT NULL
+);
+
 ALTER TABLE romancy.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME romancy.worker_id_seq
     START WITH 1
@@ -214,6 +260,12 @@ ALTER TABLE ONLY romancy.burial_check
 
 ALTER TABLE ONLY romancy.due
     ADD CONSTRAINT due_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.event
+    ADD CONSTRAINT event_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.event
+    ADD CONSTRAINT event_source_event_id_key UNIQUE (source, event_id);
 
 ALTER TABLE ONLY romancy.fence
     ADD CONSTRAINT fence_pkey PRIMARY KEY (worker_id, slot);
@@ -233,8 +285,17 @@ ALTER TABLE ONLY romancy.migration
 ALTER TABLE ONLY romancy.mirror
     ADD CONSTRAINT mirror_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY romancy.outbox
+    ADD CONSTRAINT outbox_pkey PRIMARY KEY (run_id, number);
+
 ALTER TABLE ONLY romancy.run
     ADD CONSTRAINT run_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.shape
+    ADD CONSTRAINT shape_pkey PRIMARY KEY (type, attributes);
+
+ALTER TABLE ONLY romancy.subscription
+    ADD CONSTRAINT subscription_pkey PRIMARY KEY (run_id, number);
 
 ALTER TABLE ONLY romancy.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
@@ -247,7 +308,15 @@ CREATE INDEX due_held ON romancy.due USING btree (worker_id) WHERE (worker_id IS
 
 CREATE INDEX due_stranded ON romancy.due USING btree (queue) WHERE (reason = 'WorkflowNotRegistered'::text);
 
+CREATE INDEX event_attributes ON romancy.event USING gin (attributes jsonb_path_ops);
+
+CREATE INDEX event_type ON romancy.event USING btree (type, at);
+
+CREATE INDEX inbox_event ON romancy.inbox USING btree (event_id) WHERE (event_id IS NOT NULL);
+
 CREATE INDEX mirror_owed ON romancy.mirror USING btree (is_final DESC, mirror_at) WHERE (mirror_at IS NOT NULL);
+
+CREATE INDEX outbox_left ON romancy.outbox USING btree (at);
 
 CREATE INDEX run_done ON romancy.run USING btree (phase, created_at DESC, id DESC) WHERE (phase IS NOT NULL);
 
@@ -259,8 +328,12 @@ CREATE INDEX run_listed_by_namespace ON romancy.run USING btree (namespace, crea
 
 CREATE INDEX run_name ON romancy.run USING btree (namespace, name, created_at DESC);
 
+CREATE INDEX run_parent ON romancy.run USING btree (parent_id) WHERE (parent_id IS NOT NULL);
+
 CREATE INDEX run_resource ON romancy.run USING btree (namespace, id) WHERE (is_resource AND (resource_gone_at IS NULL));
 
 CREATE INDEX run_resource_due ON romancy.run USING btree (resource_due_at) WHERE ((resource_due_at IS NOT NULL) AND (resource_gone_at IS NULL));
+
+CREATE INDEX subscription_key ON romancy.subscription USING btree (key, run_id);
 
 CREATE INDEX worker_pod ON romancy.worker USING btree (pod_uid) WHERE (pod_uid <> ''::text);

@@ -32,9 +32,40 @@ HOT = {
         {"due_held", "due_pkey", "mirror_pkey"},
     ),
     "send": (
-        SQL.send(run_ids=[uuid4()], kinds=["Cancel"], sources=["s"], payloads=[""], due_channel="d", inbox_channel="i"),
+        SQL.send(
+            run_ids=[uuid4()],
+            kinds=["Cancel"],
+            sources=["s"],
+            payloads=[""],
+            event_ids=[None],
+            ids_max=200,
+            due_channel="d",
+            inbox_channel="i",
+        ),
         {"due_pkey", "inbox_run_id_source_key"},
     ),
+    "store_event": (
+        SQL.store_event(source="s", event_id="1", type="t", target=None, payload="{}", attributes="{}"),
+        {"event_source_event_id_key"},
+    ),
+    "read_shapes": (SQL.read_shapes(type="t"), {"shape_pkey"}),
+    "find_waiting": (SQL.find_waiting(keys=[uuid4()]), {"subscription_key"}),
+    "find_events": (
+        SQL.find_events(run_ids=[uuid4()], matches=["{}"], sinces=[None], limit=9),
+        {"event_attributes", "run_pkey", "inbox_run_id_source_key"},
+    ),
+    "find_events_of_type": (
+        SQL.find_events_of_type(run_ids=[uuid4()], types=["t"], sinces=[None], limit=9),
+        {"event_type", "run_pkey", "inbox_run_id_source_key"},
+    ),
+    "subscribe": (
+        SQL.subscribe(run_ids=[uuid4()], numbers=[1], keys=[uuid4()], types=["t"], shapes=["[]"]),
+        {"outbox_pkey"},
+    ),
+    "unsubscribe": (SQL.unsubscribe(run_ids=[uuid4()], numbers=[1]), {"subscription_pkey"}),
+    "unsubscribe_all": (SQL.unsubscribe_all(run_ids=[uuid4()]), {"subscription_pkey"}),
+    "read_outboxes": (SQL.read_outboxes(run_ids=[uuid4()]), {"outbox_pkey"}),
+    "delete_sent": (SQL.delete_sent(run_ids=[uuid4()], numbers=[1]), {"outbox_pkey"}),
     "take_unmirrored": (SQL.take_unmirrored(hold_seconds=1.0, limit=10), {"mirror_owed", "run_pkey", "due_pkey"}),
     "mark_mirrored": (SQL.mark_mirrored(run_ids=[uuid4()], versions=[1]), {"mirror_pkey"}),
     "stranded_queues": (SQL.stranded_queues(), {"due_claim", "due_stranded"}),
@@ -52,7 +83,7 @@ HOT = {
     "read_runs": (SQL.read_runs(ids=[uuid4()]), {"run_pkey", "due_pkey"}),
     "renew_lease": (SQL.renew_lease(worker_id=1, ttl_seconds=1.0), {"worker_pkey"}),
 }
-SCANNED = {"worker", "burial_check"}  # some ten rows, and one
+SCANNED = {"worker", "burial_check", "outbox"}  # some ten rows, one, and what is on its way
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from romancy.model.history import MessageKind
 from romancy.model.run import Phase
 from romancy.store.flush import Write, flush
 from romancy.store.interface import Begin, Finish, Keep, Park, Release, RunWrite
-from romancy.store.notify import due_channel, inbox_channel
+from romancy.store.notify import IDS_MAX, due_channel, inbox_channel
 from romancy.store.pool import application_name
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL
@@ -73,6 +73,8 @@ def send_of(store: PostgresStore, *messages: Any) -> tuple[Any, ...]:
         kinds=[message.kind for message in messages],
         sources=[message.source for message in messages],
         payloads=[message.payload for message in messages],
+        event_ids=[message.event_id for message in messages],
+        ids_max=IDS_MAX,
         due_channel=due_channel(store.settings),
         inbox_channel=inbox_channel(store.settings),
     )

@@ -1,7 +1,7 @@
 """A worker without a database: a journal whose flushes come when the test says so, and one run at a time upon it."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from romancy.errors import HistoryConflictError, RomancyError, StoreUnavailableError
 from romancy.model.history import Attempt, Entry, InboxRow, MessageKind
+from romancy.model.outbox import OutboxRow
 from romancy.model.run import NewRun, Phase
 from romancy.sdk.workflow import Workflow
 from romancy.store.flush import Answered
@@ -120,6 +121,7 @@ class Engine:
         self.is_out_of_time = False
         self.is_certain = True
         self.inbox_failures = 0
+        self.sent_out: list[OutboxRow] = []
         self.random = Random(1)
         self.activities = Activities(
             async_max=1000, threads_max=threads_max, payload_bytes_max=1024 * 1024, now=lambda: self.time
@@ -130,6 +132,9 @@ class Engine:
 
     def may_start_activities(self) -> bool:
         return self.is_certain
+
+    def send_out(self, rows: Sequence[OutboxRow]) -> None:
+        self.sent_out.extend(rows)
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]:
         await asyncio.sleep(0)

@@ -3,7 +3,9 @@
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
 
+from romancy.model.outbox import Outgoing
 from romancy.model.record import record
 
 
@@ -64,7 +66,28 @@ class WriteLog:
     fields: tuple[tuple[str, object], ...] = ()
 
 
-Command = RunActivity | StartTimer | CancelActivity | CancelTimer | WriteLog
+@record
+class StartChild:
+    """Start another run, and be told how it ends. It is sent by a `Post`; this is what its end is compared with."""
+
+    number: int
+    name: str  # of the workflow
+    digest: str  # of the input
+    run_id: UUID
+    run_name: str
+
+    def __str__(self) -> str:
+        return f"child {self.name}#{self.number}"
+
+
+@record
+class Post:
+    """Put this into the outbox, in the write of the entry that led to it. Replay never asks for it again."""
+
+    outgoing: Outgoing
+
+
+Command = RunActivity | StartTimer | CancelActivity | CancelTimer | WriteLog | Post
 
 
 class End(StrEnum):

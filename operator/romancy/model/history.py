@@ -17,9 +17,14 @@ class Kind(StrEnum):
     ACTIVITY_CANCELLED = "ActivityCancelled"  # only of activities with a compensation: others are abandoned at no row
     TIMER_FIRED = "TimerFired"
     CANCEL_REQUESTED = "CancelRequested"
+    CHILD_COMPLETED = "ChildCompleted"
+    CHILD_FAILED = "ChildFailed"
+    CHILD_CANCELLED = "ChildCancelled"
+    EVENT_RECEIVED = "EventReceived"  # payload: when it arrived, and the event
 
 
 ACTIVITY_ENDS: Final = frozenset({Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELLED})
+CHILD_ENDS: Final = frozenset({Kind.CHILD_COMPLETED, Kind.CHILD_FAILED, Kind.CHILD_CANCELLED})
 
 
 @record
@@ -50,21 +55,30 @@ class MessageKind(StrEnum):
     CANCEL = "Cancel"
     SUSPEND = "Suspend"
     RESUME = "Resume"
+    EVENT = "Event"
+    CHILD = "Child"  # one of its children has ended
 
 
 @record
 class Message:
-    """One message to one run, not yet stored. The same `source` twice is one message."""
+    """One message to one run, not yet stored. The same `source` twice is one message.
+
+    `event_id` names the stored event that it brings: a payload once for all who receive it.
+    """
 
     run_id: UUID
     kind: MessageKind
     source: str
     payload: str = ""
+    event_id: int | None = None
 
 
 @record
 class InboxRow:
-    """A stored message: `number` is the run's inbox version with it, `at` its insertion by the database's clock."""
+    """A stored message: `number` is the run's inbox version with it.
+
+    `at` is when it came, by the database's clock: its insertion, or the arrival of the event that it brings.
+    """
 
     number: int
     kind: MessageKind

@@ -61,6 +61,8 @@ class Reason(StrEnum):
     STORE_UNAVAILABLE = "StoreUnavailable"
     RETRYING = "Retrying"
     TIMER = "WaitingForTimer"
+    EVENT = "WaitingForEvent"
+    CHILD = "WaitingForChild"
     NOTHING_OPEN = "WaitingForNothing"
     DRAINED = "Drained"
     SUSPENDED = "Suspended"
@@ -72,6 +74,7 @@ class Reason(StrEnum):
     TIMED_OUT = "TimedOut"
     CANCELLED = "Cancelled"
     DELETED = "Deleted"
+    PARENT_ENDED = "ParentEnded"
     COMPENSATION_FAILED = "CompensationFailed"
 
 
@@ -80,6 +83,13 @@ class DeletionPolicy(StrEnum):
 
     CANCEL = "Cancel"
     ORPHAN = "Orphan"
+
+
+class ParentClose(StrEnum):
+    """What the end of a run does to the runs that it has started and that are open."""
+
+    CANCEL = "Cancel"
+    ABANDON = "Abandon"
 
 
 class Form(StrEnum):
@@ -97,6 +107,15 @@ class Wishes:
     cancel: bool = False
     deletion_policy: DeletionPolicy = DeletionPolicy.CANCEL
     ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The run that started this one. `number` is that of its command; what comes of the child answers it."""
+
+    id: UUID
+    number: int
+    close: ParentClose = ParentClose.CANCEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +138,7 @@ class NewRun:
     start_at: datetime | None = None
     is_resource: bool = False
     wishes: Wishes = Wishes()
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +183,11 @@ def run_id_of(namespace: str, name: str) -> UUID:
         return UUID(name)
     except ValueError:
         return uuid5(_NAMES, f"{namespace}/{name}")
+
+
+def child_id_of(parent: UUID, number: int) -> UUID:
+    """The id of a child that is given no name: the same on each replay (RFC 9562, section 5.5)."""
+    return uuid5(parent, f"child/{number}")
 
 
 def queue_of(workflow: str, python: str | None = None) -> str:

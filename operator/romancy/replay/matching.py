@@ -1,28 +1,34 @@
 """Code against history: does this entry answer what the code asked for? Pure."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from romancy.errors import NonDeterminismError
-from romancy.model.command import RunActivity, StartTimer
-from romancy.model.history import ACTIVITY_ENDS, Entry, Kind
+from romancy.model.command import RunActivity, StartChild, StartTimer
+from romancy.model.history import ACTIVITY_ENDS, CHILD_ENDS, Entry
 
-Numbered = RunActivity | StartTimer
+Numbered = RunActivity | StartTimer | StartChild
 Key = tuple[str, int]
 
 ACTIVITY = "activity"
 TIMER = "timer"
+CHILD = "child"
+
+_KINDS: Final = {RunActivity: ACTIVITY, StartTimer: TIMER, StartChild: CHILD}
 
 
 def key_of(entry: Entry) -> Key:
     """Which command an entry answers: commands are numbered per kind."""
-    return (ACTIVITY if entry.kind in ACTIVITY_ENDS else TIMER, entry.number)
+    if entry.kind in ACTIVITY_ENDS:
+        return ACTIVITY, entry.number
+    return (CHILD if entry.kind in CHILD_ENDS else TIMER), entry.number
 
 
 def check(entry: Entry, command: Numbered | None, open_commands: Iterable[Numbered]) -> str | None:
     """Compare an entry with the command of its kind and number.
 
     Args:
-        entry: an end of an activity, or a timer that fired.
+        entry: an end of an activity or a child, or a timer that fired.
         command: what the code asked for under that kind and number; None if it has not asked.
         open_commands: all that is asked for and not answered, to tell swapped calls.
 
@@ -34,7 +40,7 @@ def check(entry: Entry, command: Numbered | None, open_commands: Iterable[Number
     """
     if command is None:
         raise NonDeterminismError(position=entry.position, history=str(entry), code=_asked(open_commands))
-    if command.name != entry.name or (entry.kind is Kind.TIMER_FIRED) != isinstance(command, StartTimer):
+    if command.name != entry.name or _KINDS[type(command)] != key_of(entry)[0]:
         raise NonDeterminismError(position=entry.position, history=str(entry), code=str(command))
     if command.digest == entry.digest:
         return None

@@ -1,26 +1,32 @@
 """A replay: one run's code driven by its history, one entry at a time, live as after a crash."""
 
+import json
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
-from romancy.errors import NeverAwaitedError, RunDiscarded
+from romancy.errors import NeverAwaitedError, NonDeterminismError, RunDiscarded
 from romancy.model.command import (
     CancelActivity,
     CancelTimer,
     Command,
     Outcome,
+    Post,
     RunActivity,
+    StartChild,
     StartTimer,
     WriteLog,
 )
 from romancy.model.history import Entry, Kind
+from romancy.model.outbox import OutboxKind, Outgoing
 from romancy.replay import calls
 from romancy.replay.loop import RunFuture, RunTask, new_loop
-from romancy.replay.matching import ACTIVITY, TIMER, Key, Numbered, check, key_of
+from romancy.replay.mailbox import Mailbox
+from romancy.replay.matching import ACTIVITY, CHILD, TIMER, Key, Numbered, check, key_of
 
 # What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
 _STUBBORN: Final[list[object]] = []
+_OUTBOX: Final = "outbox"
 
 
 class ActivityFuture(RunFuture):
@@ -62,6 +68,41 @@ class ActivityFuture(RunFuture):
             self.set_result(value)
 
 
+class ChildFuture(RunFuture):
+    """The await of a child: cancelled, it asks the child to end, and hears how it ended first."""
+
+    _replay: "Replay"
+    _command: StartChild
+    _message: object = None
+    is_cancel_asked = False
+
+    @classmethod
+    def of(cls, replay: "Replay", command: StartChild) -> "ChildFuture":
+        future = cls(loop=replay.loop)
+        future._replay, future._command = replay, command
+        return future
+
+    def cancel(self, msg: object = None) -> bool:
+        if self.done():
+            return False
+        if not self.is_cancel_asked:
+            self.is_cancel_asked, self._message = True, msg
+            self._replay.cancel_child(self._command)
+        return True
+
+    def end(self, entry: Entry, decode: Callable[[Entry], object]) -> None:
+        """Resolve it by the entry that says how the child ended."""
+        if self.is_cancel_asked:
+            super().cancel(self._message)
+            return
+        value = decode(entry)
+        if entry.kind is Kind.CHILD_COMPLETED:
+            self.set_result(value)
+        else:
+            assert isinstance(value, BaseException)
+            self.set_exception(value)
+
+
 class _Open:
     """A command that is asked for and not answered."""
 
@@ -70,7 +111,7 @@ class _Open:
     def __init__(
         self,
         command: Numbered,
-        future: ActivityFuture | None = None,
+        future: ActivityFuture | ChildFuture | None = None,
         decode: Callable[[Entry], object] | None = None,
         on_completed: Callable[[Entry], None] | None = None,
     ) -> None:
@@ -114,11 +155,13 @@ class Replay:
         self.is_replaying = False
         self._program = program
         self._root: RunTask | None = None
-        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0}
+        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, _OUTBOX: 0}
         self._open: dict[Key, _Open] = {}
         self._abandoned: dict[Key, Numbered] = {}  # cancelled by the code: late answers are seen by nobody
         self._issued: list[Command] = []
         self._calls: calls.Calls = calls.Calls()
+        self._is_posted = False  # what the code sends in this leg was written with the entry that led to it
+        self.mailbox = Mailbox(self.loop, self.post)
 
     # --- driven by the worker ---------------------------------------------------------------------------------------
 
@@ -150,9 +193,16 @@ class Replay:
         """
         assert not self.is_discarded
         self.is_replaying = replaying and bool(entries)
+        self._is_posted = self.is_replaying
         with self.loop.entered():
             if self._root is None:
                 self._begin()
+                if entries and self.has_posted and entries[0].kind is not Kind.STARTED:
+                    raise NonDeterminismError(
+                        position=entries[0].position,
+                        history=f"{entries[0]}, and nothing that was sent before it",
+                        code="something to be sent (a subscription, a child, a message) before it awaits that",
+                    )
             for index, entry in enumerate(entries):
                 assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
                 self.position = entry.position
@@ -173,6 +223,11 @@ class Replay:
     def _each_open(self) -> Iterator[Numbered]:
         return (each.command for each in self._open.values())
 
+    @property
+    def has_posted(self) -> bool:
+        """The code has sent something: it may have something open elsewhere."""
+        return self._numbers[_OUTBOX] > 0
+
     def open_timer(self, number: int) -> StartTimer | None:
         """The timer of that number, if the code still waits for it."""
         each = self._open.get((TIMER, number))
@@ -183,12 +238,22 @@ class Replay:
         each = self._open.get((ACTIVITY, number))
         return each is not None and each.future is not None and each.future.is_cancel_asked
 
+    def open_child(self, number: int) -> StartChild | None:
+        """The child of that number, if it is not known how it ended."""
+        each = self._open.get((CHILD, number))
+        return each.command if each is not None and isinstance(each.command, StartChild) else None
+
+    def open_children(self) -> list[StartChild]:
+        """Those of which it is not known how they ended."""
+        return [each.command for each in self._open.values() if isinstance(each.command, StartChild)]
+
     def discard(self) -> None:
         """Put the run out of memory: its code is closed here and now, and can do nothing any more."""
         if not self.is_discarded:
             _STUBBORN.extend(self.loop.discard())
             self._calls.close()
             self._open.clear()
+            self.mailbox.discard()
 
     # --- asked by the code ------------------------------------------------------------------------------------------
 
@@ -221,6 +286,30 @@ class Replay:
         self._issue(command)
         return future
 
+    def next_child(self) -> int:
+        """The number of the child that is started next."""
+        self.check_open()
+        return self._numbers[CHILD] + 1
+
+    def start_child(self, command: StartChild, payload: str, *, decode: Callable[[Entry], object]) -> ChildFuture:
+        """Ask for another run.
+
+        Args:
+            command: with the number of `next_child`.
+            payload: what is sent.
+            decode: what it returned, or the exception that says how else it ended.
+        """
+        number = self._next(CHILD)
+        assert command.number == number
+        future = ChildFuture.of(self, command)
+        self._open[CHILD, number] = _Open(command, future, decode)
+        self.post(OutboxKind.START_CHILD, payload)
+        return future
+
+    def cancel_child(self, command: StartChild) -> None:
+        """Ask a child to end; how it ended is heard as ever."""
+        self.post(OutboxKind.CANCEL_CHILD, json.dumps({"id": str(command.run_id)}))
+
     def start_timer(self, when: float) -> int:
         """Host of the loop: a timer of asyncio is a command."""
         self.check_open()
@@ -250,6 +339,14 @@ class Replay:
     def ask_cancel(self, command: RunActivity) -> None:
         """The code has cancelled an activity with compensation: the worker is asked, and answers by an entry."""
         self._issue(CancelActivity(command.number, is_shielded=True))
+
+    def post(self, kind: OutboxKind, payload: str) -> int:
+        """Put something into the outbox; its number. While replaying it was put there before."""
+        self.check_open()
+        number = self._next(_OUTBOX)
+        if not self._is_posted:
+            self._issue(Post(Outgoing(number, kind, payload)))
+        return number
 
     def write_log(self, level: str, event: str, fields: Iterable[tuple[str, object]] = ()) -> None:
         """A line of the workflow's own: silent while replaying."""
@@ -290,7 +387,9 @@ class Replay:
         self.loop.run_ready()
         if not self.root.done() and self.failure is None:
             self._refuse_dropped()
-        if self.root.done() and self.outcome is None:
+        if not self.root.done():
+            self.mailbox.settle()
+        elif self.outcome is None:
             self.outcome = self.root.result()
 
     def _refuse_dropped(self) -> None:
@@ -307,11 +406,15 @@ class Replay:
                 pass
             case Kind.CANCEL_REQUESTED:
                 self._cancel(entry)
+            case Kind.EVENT_RECEIVED:
+                self.mailbox.deliver(entry)
             case Kind.TIMER_FIRED:
                 if self._answered(entry) is not None:
                     self.loop.fire(entry.number)
             case Kind.ACTIVITY_COMPLETED | Kind.ACTIVITY_FAILED | Kind.ACTIVITY_CANCELLED:
                 self._end_activity(entry)
+            case Kind.CHILD_COMPLETED | Kind.CHILD_FAILED | Kind.CHILD_CANCELLED:
+                self._end_child(entry)
             case _:
                 assert_never(entry.kind)
 
@@ -322,6 +425,13 @@ class Replay:
         assert each.decode is not None
         if entry.kind is Kind.ACTIVITY_COMPLETED and each.on_completed is not None:
             each.on_completed(entry)
+        self.loop.context.run(each.future.end, entry, each.decode)
+
+    def _end_child(self, entry: Entry) -> None:
+        if (each := self._answered(entry)) is None:
+            return
+        assert each.future is not None
+        assert each.decode is not None
         self.loop.context.run(each.future.end, entry, each.decode)
 
     def _cancel(self, entry: Entry) -> None:
@@ -359,7 +469,7 @@ class Replay:
                 return (TIMER, command.number) in self._open
             case CancelActivity(is_shielded=True):
                 return (ACTIVITY, command.number) in self._open
-            case CancelActivity() | CancelTimer() | WriteLog():
+            case CancelActivity() | CancelTimer() | WriteLog() | Post():
                 return True
             case _:
                 assert_never(command)

@@ -1,16 +1,23 @@
 """What a workflow has instead of the world: time, chance and waiting that replay."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 from uuid import UUID
 
 from romancy.errors import DefinitionError
+from romancy.model.event import CloudEvent
 from romancy.replay.replay import Replay
-from romancy.sdk import saga
+from romancy.sdk import child, saga
+from romancy.sdk import event as events
 from romancy.sdk.activity import Activity
+from romancy.sdk.child import ChildHandle
+from romancy.sdk.event import Event, Subscription
+
+if TYPE_CHECKING:
+    from romancy.sdk.workflow import Workflow
 
 
 class RunInfo:
@@ -96,6 +103,76 @@ class WorkflowContext:
         if moment.tzinfo is None:
             raise ValueError("sleep_until needs a time zone: datetime(..., tzinfo=UTC)")
         await self.sleep((moment - self.now()).total_seconds())
+
+    @overload
+    async def wait_event[E: Event](
+        self, event: type[E], *, where: Mapping[str, Any] | None = None, timeout: float | timedelta | None = None
+    ) -> E: ...
+    @overload
+    async def wait_event(
+        self, event: str, *, where: Mapping[str, Any] | None = None, timeout: float | timedelta | None = None
+    ) -> CloudEvent: ...
+    async def wait_event(
+        self,
+        event: type[Event] | str,
+        *,
+        where: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Event | CloudEvent:
+        """Wait for one event, durably.
+
+        It is one that this run has not had yet, and that arrives from now on or has arrived since the run began: so ask first,
+        then wait. How long events are kept is `ROMANCY_DATABASE__EVENTS_KEPT_SECONDS`.
+
+        Args:
+            event: a class that derives from `Event`, or a CloudEvents type.
+            where: values that attributes of its data must have, by their dotted paths; `ce-subject` and the like for
+                attributes of the event itself.
+            timeout: in seconds; `asyncio.timeout` does the same.
+
+        Raises:
+            TimeoutError: none came in time.
+            EventInvalidError: `where` or `timeout` is wrong, or the data of the event does not fit the class.
+            DefinitionError: `event` is no event.
+        """
+        self._replay.check_open()
+        type, wanted = events.type_of(event), events.where_of(event, where)
+        seconds = events.checked_timeout(timeout)
+        mailbox = self._replay.mailbox
+        async with asyncio.timeout(seconds):
+            waiting = mailbox.wait(type, wanted)
+            try:
+                found = await waiting
+            except asyncio.CancelledError:
+                mailbox.give_back(waiting)
+                raise
+        return events.received(event, found)
+
+    @overload
+    def subscribe[E: Event](self, event: type[E], *, where: Mapping[str, Any] | None = None) -> Subscription[E]: ...
+    @overload
+    def subscribe(self, event: str, *, where: Mapping[str, Any] | None = None) -> Subscription[CloudEvent]: ...
+    def subscribe(self, event: type[Event] | str, *, where: Mapping[str, Any] | None = None) -> Subscription[Any]:
+        """All events that arrive from its `async with` on: subscribe first, then act, then receive.
+
+        Raises:
+            EventInvalidError: `where` is wrong.
+            DefinitionError: `event` is no event.
+        """
+        self._replay.check_open()
+        return Subscription(self._replay, event, where)
+
+    def start_child[**P, R](self, workflow: "Workflow[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> ChildHandle[R]:
+        """Start another run that this one need not wait for; options as for `App.start` go through `workflow.options()`.
+
+        What becomes of it when this run ends while it is open says `options(parent_close=...)`; it is cancelled by default.
+
+        Raises:
+            PayloadError: an argument can't be stored.
+            TypeError: the arguments don't fit, as in any Python call.
+        """
+        self._replay.check_open()
+        return child.start(self._replay, workflow, args, kwargs)
 
     def compensate(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Register an activity to be run, with these arguments, if the workflow fails or is cancelled.

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from romancy.errors import DefinitionError, InputInvalidError, OutsideWorkflowError
 from romancy.model.codec import PAYLOAD_BYTES_MAX, problems
 from romancy.model.command import Outcome
-from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Form
+from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Form, ParentClose
 from romancy.replay.current import current
 from romancy.replay.replay import Replay
-from romancy.sdk import saga, signature
+from romancy.sdk import child, saga, signature
 from romancy.sdk.activity import refuse_wrapped
 from romancy.sdk.context import RunInfo, WorkflowContext
 from romancy.sdk.registry import Registry
@@ -33,6 +33,7 @@ class Options:
         priority: -1000 to 1000; higher ones are claimed first, strictly: they can starve lower ones.
         delay: before it may begin.
         timeout: from its begin, after which it is cancelled with reason TimedOut.
+        parent_close: of a child: what becomes of it if it is open when its parent ends.
     """
 
     id: str | None = None
@@ -41,6 +42,7 @@ class Options:
     priority: int = 0
     delay: timedelta | None = None
     timeout: timedelta | None = None
+    parent_close: ParentClose = ParentClose.CANCEL
 
     def __post_init__(self) -> None:
         if self.id is not None and not 0 < len(self.id) <= NAME_MAX:
@@ -83,16 +85,27 @@ class Workflow[**P, R]:
             WORKFLOWS.add(self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """In a workflow, a child run (a later release). Outside it is refused."""
-        if current() is None:
+        """In a workflow: a child run, started when awaited; the await that is cancelled cancels the child. Outside it is refused.
+
+        Raises:
+            OutsideWorkflowError: no workflow calls it.
+        """
+        if (replay := current()) is None:
             raise OutsideWorkflowError(
                 f"workflow {self.name!r} was called outside of a workflow",
                 hint=f"start it: `handle = await app.start({self.fn.__name__}, ...)`",
             )
-        raise DefinitionError(
-            f"workflow {self.name!r} was called in a workflow: child runs are not supported yet",
-            hint="make the shared part a plain `async def` and await that",
-        )
+        replay.check_open()
+        self.signature.bind(args, kwargs)  # a wrong call is wrong here, not at the await
+        call: list[Any] = []
+        coroutine = self._run_as_child(replay, args, kwargs, call)
+        call.append(replay.track_call(self.name, coroutine))
+        return coroutine
+
+    async def _run_as_child(self, replay: Replay, args: tuple[Any, ...], kwargs: dict[str, Any], call: list[Any]) -> R:
+        call[0].started()
+        found: R = await child.start(replay, self, args, kwargs)._future
+        return found
 
     def options(
         self,
@@ -103,12 +116,15 @@ class Workflow[**P, R]:
         priority: int = 0,
         delay: timedelta | None = None,
         timeout: timedelta | None = None,
+        parent_close: ParentClose = ParentClose.CANCEL,
     ) -> "Workflow[P, R]":
         """The same workflow with options for its start; see `Options`."""
         made: Workflow[P, R] = object.__new__(type(self))
         vars(made).update(vars(self))
         made.start_options = replace(
-            Options(id=id, namespace=namespace, priority=priority, delay=delay, timeout=timeout),
+            Options(
+                id=id, namespace=namespace, priority=priority, delay=delay, timeout=timeout, parent_close=parent_close
+            ),
             labels=dict(labels or {}),
         )
         return made
@@ -143,6 +159,8 @@ class Workflow[**P, R]:
         """What a replay runs: this workflow on decoded arguments."""
 
         def begin(replay: Replay) -> Coroutine[Any, Any, Outcome]:
+            child.belongs(replay, info)
+
             async def body() -> str:
                 args, kwargs = self.signature.unbind(arguments)
                 first = (WorkflowContext(replay, info),) if self._takes_context else ()

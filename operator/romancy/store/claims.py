@@ -10,13 +10,13 @@ from romancy.errors import WorkerFencedError
 from romancy.model.run import Form, Phase
 from romancy.store.history import Histories, still_open
 from romancy.store.interface import Claim, ClaimedRun, Poll, WorkerId
-from romancy.store.messages import Messages
 from romancy.store.notify import Notifier
+from romancy.store.outbox import Outbox
 from romancy.store.pool import EngineConnection, Statement, application_name, unavailable_as_ours
 from romancy.store.queries import SQL
 
 
-class Claims(Histories, Messages):
+class Claims(Histories, Outbox):
     """The part of the store that hands runs to workers. A worker's claims have a connection and a fence row of their own."""
 
     _claiming: dict[WorkerId, EngineConnection]
@@ -61,6 +61,9 @@ class Claims(Histories, Messages):
         attempts = await self.read_attempts(older) if older else {}
         written_to = {claim.run_id: 0 for claim in claims if claim.inbox_version > 0}
         inboxes = await self.read_inboxes(written_to) if written_to else {}
+        outboxes = (
+            await self.read_outboxes(left) if (left := [id for id, row in begun.items() if row["has_outbox"]]) else {}
+        )
         return [
             ClaimedRun(
                 run_id=row["id"],
@@ -75,6 +78,8 @@ class Claims(Histories, Messages):
                 history=tuple(histories.get(row["id"], ())),
                 inbox=tuple(inboxes.get(row["id"], ())),
                 attempts=still_open(attempts.get(row["id"], ()), histories.get(row["id"], ())),
+                outbox=tuple(outboxes.get(row["id"], ())),
+                is_child=row["is_child"],
             )
             for row in (begun[run_id] for run_id in run_ids if run_id in begun)
         ]
@@ -92,7 +97,7 @@ class Claims(Histories, Messages):
         """
         rows = await self._fetch(SQL.poll(worker_id=worker_id, run_ids=list(in_hand), claims=list(in_hand.values())))
         unseen = self._claims_of(worker_id, [row for row in rows if row["id"] is not None])
-        return Poll(rows[0]["now"], tuple(unseen), rows[0]["due_at"], rows[0]["has_blocked"])
+        return Poll(rows[0]["now"], tuple(unseen), rows[0]["due_at"], rows[0]["has_blocked"], rows[0]["has_left"])
 
     async def next_due_at(self, worker_id: WorkerId) -> datetime | None:
         """The earliest time at which a run that this worker could claim is due; in the past if one is due already."""

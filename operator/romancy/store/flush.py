@@ -8,6 +8,7 @@ from uuid import UUID
 
 from romancy.errors import HistoryConflictError, RomancyError
 from romancy.model.history import Attempt, Entry
+from romancy.model.outbox import Outgoing
 from romancy.store.interface import Begin, Block, Finish, Flushed, Keep, LetGo, Park, Release, RunWrite, WorkerId
 from romancy.store.pool import Statement
 from romancy.store.queries import SQL
@@ -28,6 +29,7 @@ class Write:
     begin: Begin | None
     entries: list[Entry]
     attempts: list[Attempt]
+    outbox: list[Outgoing]
     then: Keep | LetGo | None
     size_bytes: int
     answered: list[Answered] = field(default_factory=list)  # who is told, in the order in which they wrote
@@ -43,6 +45,7 @@ class Write:
             write.begin,
             list(write.entries),
             list(write.attempts),
+            list(write.outbox),
             write.then,
             size,
             losses_noted=write.losses_noted,
@@ -55,6 +58,7 @@ class Write:
         assert not isinstance(self.then, LetGo), "the run was let go: nothing more may be written by this claim"
         self.entries += write.entries
         self.attempts += write.attempts
+        self.outbox += write.outbox
         self.size_bytes += size
         self.losses_noted |= write.losses_noted
         if write.then is not None:
@@ -131,7 +135,8 @@ def measured(write: RunWrite) -> int:
     Raises:
         PayloadRefusedError: one of its texts can't be stored.
     """
-    return size_bytes(_texts_of(write)) + _ROW_BYTES * (1 + len(write.entries) + len(write.attempts))
+    rows = 1 + len(write.entries) + len(write.attempts) + len(write.outbox)
+    return size_bytes(_texts_of(write)) + _ROW_BYTES * rows
 
 
 _B: Final = (
@@ -143,6 +148,7 @@ _C: Final = (
     *("builds", "noted", "entries"),
 )
 _E: Final = ("run_ids", "positions", "kinds", "ats", "numbers", "names", "digests", "payloads", "inboxes", "begun")
+_O: Final = ("run_ids", "numbers", "kinds", "payloads", "begun")
 _A: Final = ("run_ids", "numbers", "attempts", "failures", "failed_ats", "next_ats", "begun")
 
 
@@ -153,7 +159,7 @@ def flush(worker_id: WorkerId, slot: int, batch: Sequence[Write]) -> Statement:
         for w in batch
         for e in w.entries
     ]
-    if not any(write.act or write.begin or write.attempts for write in batch):
+    if not any(write.act or write.begin or write.attempts or write.outbox for write in batch):
         columns = _columns("e", _E, entries)
         del columns["e_begun"]
         return SQL.flush_entries(worker_id=worker_id, slot=slot, **columns)
@@ -162,6 +168,7 @@ def flush(worker_id: WorkerId, slot: int, batch: Sequence[Write]) -> Statement:
         for w in batch
         for a in w.attempts
     ]
+    outbox = [(w.run_id, o.number, o.kind, o.payload, w.begin is not None) for w in batch for o in w.outbox]
     return SQL.flush(
         worker_id=worker_id,
         slot=slot,
@@ -169,6 +176,7 @@ def flush(worker_id: WorkerId, slot: int, batch: Sequence[Write]) -> Statement:
         **_columns("c", _C, [_changed(write) for write in batch if write.begin is None and write.act]),
         **_columns("e", _E, entries),
         **_columns("a", _A, attempts),
+        **_columns("o", _O, outbox),
     )
 
 
@@ -243,6 +251,7 @@ def _texts_of(write: RunWrite) -> list[str | None]:
         assert attempt.failed_at.tzinfo is not None
         assert attempt.next_at.tzinfo is not None
         texts.append(attempt.failure)
+    texts += [outgoing.payload for outgoing in write.outbox]
     if write.begin is not None:
         run = write.begin.run
         assert run.id == write.run_id

@@ -11,7 +11,9 @@ from typing import Protocol
 from uuid import UUID
 
 from romancy.errors import RomancyError
+from romancy.model.event import CloudEvent
 from romancy.model.history import Attempt, Entry, InboxRow, Message
+from romancy.model.outbox import OutboxRow, Outgoing
 from romancy.model.record import record
 from romancy.model.run import Form, NewRun, Phase, Run, Wishes
 
@@ -86,12 +88,14 @@ class Poll:
         unseen: runs that are this worker's by the row, but not in its hands: the answer of their claim was lost.
         due_at: the earliest time at which a run that it could claim is due; in the past if one is due already.
         has_blocked: `claim_blocked` would find something.
+        has_left: something lies in the outbox that whoever wrote it should have sent by now.
     """
 
     now: datetime
     unseen: tuple[Claim, ...]
     due_at: datetime | None
     has_blocked: bool
+    has_left: bool = False
 
 
 @record
@@ -110,6 +114,8 @@ class ClaimedRun:
     history: tuple[Entry, ...]
     inbox: tuple[InboxRow, ...]
     attempts: tuple[Attempt, ...]
+    outbox: tuple[OutboxRow, ...] = ()  # what nobody has sent yet
+    is_child: bool = False  # another run waits to hear how it ends
 
 
 # --- what a worker writes: at most one RunWrite a run is on its way at a time -----------------------------------------
@@ -174,7 +180,7 @@ LetGo = Park | Release | Block | Finish
 
 @record
 class RunWrite:
-    """Everything that one run has to write, in one transaction, in the order: begin, entries, attempts, then keep or let go.
+    """Everything that one run has to write, in one transaction: begin, entries, attempts, outbox, then keep or let go.
 
     Writes of one run that wait for the same flush are merged by the journal. After a `LetGo` nothing more may be
     submitted for this claim until the answer says that the run stays.
@@ -187,6 +193,7 @@ class RunWrite:
     attempts: tuple[Attempt, ...] = ()
     then: Keep | LetGo | None = None
     losses_noted: bool = False  # the attempts of lost workers are in this write, whatever becomes of the claim
+    outbox: tuple[Outgoing, ...] = ()
 
 
 @record
@@ -235,6 +242,14 @@ class Started:
 
     run_id: UUID
     existing: Run | None
+
+
+@record
+class Receipt:
+    """The answer to an event. `runs` is to how many it is new; `is_new` that nobody had sent it before."""
+
+    runs: int
+    is_new: bool
 
 
 @record
@@ -308,6 +323,20 @@ class Store(Protocol):
         ...
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]: ...
+
+    # events
+    async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
+        """Store an event and bring it to all open runs that wait for it, or to one run. The same source and id is one event."""
+        ...
+
+    # outbox
+    async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
+        """Send what runs have put there; twice is once."""
+        ...
+
+    async def read_left(self, *, limit: int) -> list[OutboxRow]:
+        """What runs that nobody holds have put there, and whoever held them has not sent."""
+        ...
 
     # workers
     async def register_worker(self, worker: NewWorker, *, ttl_seconds: float) -> WorkerId: ...

@@ -8,7 +8,7 @@ from uuid import UUID
 from romancy.errors import PayloadRefusedError, StoreUnavailableError
 from romancy.model.history import InboxRow, Message, MessageKind
 from romancy.model.run import Reason
-from romancy.store.notify import MESSAGES_MAX, due_channel, inbox_channel, mirror_channel
+from romancy.store.notify import IDS_MAX, MESSAGES_MAX, due_channel, inbox_channel, mirror_channel
 from romancy.store.pool import Connected, sqlstate_of
 from romancy.store.queries import SQL
 from romancy.store.texts import size_bytes
@@ -26,7 +26,7 @@ class Messages(Connected):
 
         A run that has not begun ends at a cancel. A waiting run becomes due; a delayed or suspended one keeps its time,
         but a cancel wakes it too, and a resume wakes
-        suspended ones. More than 150 messages go out in several transactions, each of which is whole.
+        suspended ones. More than 1,000 messages go out in several transactions, each of which is whole.
 
         Raises:
             PayloadRefusedError: a text can't be stored; nothing was.
@@ -64,6 +64,8 @@ class Messages(Connected):
             kinds=[message.kind for message in messages],
             sources=[message.source for message in messages],
             payloads=[message.payload for message in messages],
+            event_ids=[message.event_id for message in messages],
+            ids_max=IDS_MAX,
             due_channel=due_channel(self.settings),
             inbox_channel=inbox_channel(self.settings),
         )

@@ -23,8 +23,10 @@ logger = log.get(__name__)
 
 NOTIFY_SECONDS: Final = 0.02
 """The shortest time between two statements that only notify."""
-MESSAGES_MAX: Final = 150
-"""Messages in one statement: the ids of as many runs fit into one payload, which must stay under 8,000 bytes."""
+MESSAGES_MAX: Final = 1000
+"""Messages in one statement."""
+IDS_MAX: Final = 200
+"""Ids of runs in one payload, which must stay under 8,000 bytes."""
 PROBE_SECONDS: Final = 30
 """A connection that only listens is asked for a sign of life so often."""
 _CHANNEL_BYTES_MAX: Final = 63

@@ -12,11 +12,10 @@ from romancy.store.mirror import Mirror
 from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import APPLICATION, application_name, open_pool
 from romancy.store.resources import Resources
-from romancy.store.runs import Runs
 from romancy.store.workers import Workers
 
 
-class PostgresStore(Runs, Claims, Workers, Mirror, Resources):
+class PostgresStore(Claims, Workers, Mirror, Resources):
     """Everything that the engine keeps, in one schema of PostgreSQL.
 
     It belongs to the event loop that opened it; two of them, in threads of one process, know nothing of each other.

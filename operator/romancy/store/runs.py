@@ -50,6 +50,9 @@ class Runs(Connected):
                 cancels=[run.wishes.cancel for run in new],
                 deletion_policies=[run.wishes.deletion_policy for run in new],
                 ttls=[run.wishes.ttl_seconds for run in new],
+                parent_ids=[run.parent.id if run.parent else None for run in new],
+                parent_numbers=[run.parent.number if run.parent else None for run in new],
+                parent_closes=[run.parent.close if run.parent else None for run in new],
                 due_channel=due_channel(self.settings),
                 mirror_channel=mirror_channel(self.settings),
             )

@@ -17,7 +17,9 @@ from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import Statement, unavailable_as_ours
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL, Query
+from romancy.testing.memory.children import Children
 from romancy.testing.memory.claims import Claims
+from romancy.testing.memory.events import Events
 from romancy.testing.memory.history import History
 from romancy.testing.memory.journal import Journal
 from romancy.testing.memory.messages import Messages
@@ -38,7 +40,7 @@ class ValueRefusedError(OSError):
     sqlstate = "22000"
 
 
-class MemoryDatabase(Claims, History, Journal, Messages, Mirror, Notify, Resources, Workers):
+class MemoryDatabase(Children, Claims, Events, History, Journal, Messages, Mirror, Notify, Resources, Workers):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.
 
     Args:

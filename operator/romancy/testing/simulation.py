@@ -29,7 +29,9 @@ from romancy.model.command import RunActivity
 from romancy.model.history import Entry, Kind
 from romancy.model.run import Run
 from romancy.sdk.activity import Activity, ActivityInfo
+from romancy.sdk.event import Event
 from romancy.sdk.workflow import Workflow
+from romancy.store.interface import Receipt
 from romancy.store.pool import Statement
 from romancy.store.queries import SQL
 from romancy.testing.loop import PROCESS, Body, VirtualLoop
@@ -190,6 +192,10 @@ class Simulation:
     def run[**P, R](self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a run; its result, or what it failed with."""
         return self.start(workflow, *args, **kwargs).result()
+
+    def send_event(self, event: Event | str, data: Any = None, **attributes: Any) -> Receipt:
+        """Send an event, as `Client.send_event` does."""
+        return self.ask(self._client.send_event(event, data, **attributes))
 
     def advance(self, by: timedelta | float) -> None:
         """Let time pass (a number is seconds), and all happen that it brings."""

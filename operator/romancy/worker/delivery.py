@@ -10,18 +10,21 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from typing import assert_never
+from typing import Final, assert_never
 
+from romancy.model import event
 from romancy.model.history import ACTIVITY_ENDS, InboxRow, Kind, MessageKind
 from romancy.model.record import record
-from romancy.model.run import Reason
+from romancy.model.run import Phase, Reason
 
 _TIMER, _OTHER = 0, 1
+_BRING: Final = frozenset({MessageKind.EVENT, MessageKind.CHILD})
+"""Messages that bring something to the code; the others are orders."""
 
 
 @record(order=True)
 class Ready:
-    """Something that happened. `number` is that of the command that it answers, or of the message."""
+    """Something that happened. `number` is that of the command that it answers, or of the message that brings it."""
 
     at: datetime
     rank: int
@@ -29,11 +32,12 @@ class Ready:
     kind: Kind = field(compare=False)
     payload: str = field(compare=False, default="")
     inbox: int | None = field(compare=False, default=None)
+    child: int = field(compare=False, default=0)
 
     @property
     def answers(self) -> int:
         """The number of the command; 0 if it answers none."""
-        return 0 if self.kind is Kind.CANCEL_REQUESTED else self.number
+        return self.child if self.inbox is not None or self.kind is Kind.CANCEL_REQUESTED else self.number
 
 
 class Delivery:
@@ -61,24 +65,30 @@ class Delivery:
         self.seen = max(seen, max((row.number for row in inbox), default=0)) if inbox else seen
         self._generation = 0  # of the resource's spec, with the newest order that came from it
         self._timeout_seconds = timeout_seconds
-        self._mail: deque[InboxRow] = deque(inbox)
         self._delivered = delivered
+        # Apart, for what is brought waits while a suspension holds the run, and orders do not.
+        self._orders: deque[InboxRow] = deque()
+        self._brought: deque[InboxRow] = deque()
         # What is open by number, and heaps to find the first of it: thousands may lie ready at once. What was cancelled
         # is left in its heap until it comes up.
         self._timers: dict[int, datetime] = {}
         self._ended: dict[int, Ready] = {}
         self._timer_heap: list[tuple[datetime, int]] = []
         self._ended_heap: list[Ready] = []
+        self._sort(inbox)
 
     @property
     def has_any(self) -> bool:
         """Something lies ready, or will by time alone."""
-        return bool(self._ended or self._mail or self._timers or self.timeout_at)
+        return bool(self._ended or self._orders or self._brought or self._timers or self.timeout_at)
 
-    @property
-    def has_some(self) -> bool:
-        """Something besides timers lies ready."""
-        return bool(self._ended or self._mail)
+    def has_some(self, *, holds: bool) -> bool:
+        """Something besides timers lies ready.
+
+        Args:
+            holds: a suspension holds the run.
+        """
+        return bool(self._ended or self._orders or (self._brought and not holds))
 
     @property
     def timers(self) -> Mapping[int, datetime]:
@@ -104,8 +114,15 @@ class Delivery:
 
     def add_mail(self, rows: Sequence[InboxRow]) -> None:
         """Messages that came since."""
-        self._mail.extend(rows)
+        self._sort(rows)
         self.seen = max([self.seen, *(row.number for row in rows)])
+
+    def _sort(self, rows: Sequence[InboxRow]) -> None:
+        for row in rows:
+            if row.kind not in _BRING:
+                self._orders.append(row)
+            elif row.number not in self._delivered:
+                self._brought.append(row)
 
     def add_end(self, at: datetime, number: int, kind: Kind, payload: str) -> None:
         """An activity has ended."""
@@ -132,8 +149,11 @@ class Delivery:
             first = min(self._firsts(now, holds=holds, is_cancelled=is_cancelled), default=None)
             if first is None:
                 return None
+            if first.inbox is not None and first.kind is not Kind.CANCEL_REQUESTED:
+                self._brought.popleft()
+                return first
             if first.inbox is not None:
-                if self._open(self._mail.popleft(), is_cancelled=is_cancelled):
+                if self._open(self._orders.popleft(), is_cancelled=is_cancelled):
                     return first
             elif first.kind is Kind.TIMER_FIRED:
                 del self._timers[first.number]
@@ -155,8 +175,10 @@ class Delivery:
                 found.append(Ready(due_at, _TIMER, self._timer_heap[0][1], Kind.TIMER_FIRED))
             if self.timeout_at is not None and self.timeout_at <= now and not is_cancelled:
                 found.append(self._timeout(self.timeout_at))
-        if self._mail:
-            row = self._mail[0]
+            if self._brought:
+                found.append(_brought(self._brought[0]))
+        if self._orders:
+            row = self._orders[0]
             found.append(Ready(row.at, _OTHER, row.number, Kind.CANCEL_REQUESTED, row.payload, row.number))
         return found
 
@@ -172,6 +194,8 @@ class Delivery:
             case MessageKind.CANCEL:
                 self.is_suspended = False  # the run must be able to clean up
                 return row.number not in self._delivered and not is_cancelled
+            case MessageKind.EVENT | MessageKind.CHILD:
+                raise AssertionError(row.kind)  # it is no order
             case _:
                 assert_never(row.kind)
 
@@ -179,6 +203,24 @@ class Delivery:
         message = f"the run did not end within its timeout of {self._timeout_seconds:g} s"
         payload = json.dumps({"reason": Reason.TIMED_OUT, "message": message})
         return Ready(timeout_at, _TIMER, 0, Kind.CANCEL_REQUESTED, payload)
+
+
+_CHILD_ENDS: Final = {
+    Phase.SUCCEEDED: Kind.CHILD_COMPLETED,
+    Phase.FAILED: Kind.CHILD_FAILED,
+    Phase.CANCELLED: Kind.CHILD_CANCELLED,
+}
+
+
+def _brought(row: InboxRow) -> Ready:
+    """What a message brings to the code."""
+    if row.kind is MessageKind.EVENT:
+        text = event.arrived(row.at, row.payload)
+        return Ready(row.at, _OTHER, row.number, Kind.EVENT_RECEIVED, text, row.number)
+    told = json.loads(row.payload)
+    kind = _CHILD_ENDS[Phase(told["phase"])]
+    text = told["output"] if kind is Kind.CHILD_COMPLETED else row.payload
+    return Ready(row.at, _OTHER, row.number, kind, text, row.number, told["number"])
 
 
 def _generation_of(source: str) -> int | None:

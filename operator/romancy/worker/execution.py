@@ -25,11 +25,14 @@ from romancy.model.command import (
     Command,
     End,
     Outcome,
+    Post,
     RunActivity,
+    StartChild,
     StartTimer,
     WriteLog,
 )
-from romancy.model.history import Entry, InboxRow, Kind
+from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind
+from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
 from romancy.model.run import Phase, Reason, timeout_at
 from romancy.replay.replay import Replay
 from romancy.sdk.context import RunInfo
@@ -68,6 +71,9 @@ class Engine(attempts.Host, Protocol):
     is_out_of_time: bool  # the drain's grace is over: what runs is left
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]: ...
+    def send_out(self, rows: Sequence[OutboxRow]) -> None:
+        """Carry out what lies in the outbox."""
+        ...
 
 
 class Left(Enum):
@@ -240,6 +246,7 @@ class Execution:
             step_seconds_max=self._engine.step_seconds_max,
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
+        self._engine.send_out(claimed.outbox)
         if len(claimed.history) > REPLAY_SLICE:
             self._await(self._replay_slices(self._replay))
             return
@@ -265,10 +272,21 @@ class Execution:
     def _replayed(self, issued: Sequence[Command]) -> None:
         """What is still wanted is taken up."""
         self._take(issued)
+        if self._writing.outbox and not self._claimed.history:
+            self._note_start()
         if self._losses > 0:
             self._attempts.note_losses(self._losses)
             self._writing.losses_noted = True
             self._losses = 0
+
+    def _note_start(self) -> None:
+        """The first leg has sent something: an entry says so, or it would send it again after a crash."""
+        replay = self._replay
+        assert replay is not None
+        entry = Entry(replay.position + 1, Kind.STARTED, max(self._engine.now(), replay.now))
+        self._writing.add(entry)
+        if replay.outcome is None:
+            replay.advance([entry])
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what has to be awaited; then comes the next turn."""
@@ -341,7 +359,7 @@ class Execution:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if self._delivery.has_some:
+        if self._delivery.has_some(holds=self._is_held()):
             self._is_wanted = True
         elif (seconds := self._seconds_until_due()) is not None:
             self._alarm = asyncio.get_running_loop().call_later(seconds, self._turn)
@@ -374,10 +392,12 @@ class Execution:
             self._take(replay.advance([entry]))
 
     def _entry(self, replay: Replay, ready: Ready, now: datetime) -> Entry:
-        command: RunActivity | StartTimer | None = None
+        command: RunActivity | StartTimer | StartChild | None = None
         if ready.kind is Kind.TIMER_FIRED:
             command = replay.open_timer(ready.answers)
-        elif ready.kind is not Kind.CANCEL_REQUESTED:
+        elif ready.kind in CHILD_ENDS:
+            command = replay.open_child(ready.answers)
+        elif ready.answers:
             command = self._attempts.take(ready.answers)
         return Entry(
             position=replay.position + 1,
@@ -401,6 +421,10 @@ class Execution:
                 self._log.warning("activity_failed", activity=entry.name, number=entry.number, error=error)
             case Kind.TIMER_FIRED:
                 self._log.debug("timer_fired", number=entry.number)
+            case Kind.CHILD_COMPLETED | Kind.CHILD_FAILED | Kind.CHILD_CANCELLED:
+                self._log.debug("child_ended", child=entry.name, number=entry.number, how=entry.kind)
+            case Kind.EVENT_RECEIVED:
+                self._log.debug("event_received", number=entry.inbox)
             case Kind.CANCEL_REQUESTED:
                 self._log.info("cancel_requested", cancel=entry.payload)
             case _:
@@ -422,6 +446,8 @@ class Execution:
                     self._attempts.add(command, is_lost=self._replay.is_cancel_asked(command.number))
                 case CancelActivity() | WriteLog():
                     self._writing.commands.append(command)
+                case Post():
+                    self._writing.post(command.outgoing)
                 case _:
                     assert_never(command)
 
@@ -452,7 +478,7 @@ class Execution:
 
     def _is_idle(self) -> bool:
         """Nothing runs and nothing is about to: only time or the outside brings more."""
-        if self._delivery.has_some or self._has_news or self._writing.has_cancels:
+        if self._delivery.has_some(holds=self._is_held()) or self._has_news or self._writing.has_cancels:
             return False
         if self._attempts.is_running and not self._engine.is_out_of_time:
             return False
@@ -467,7 +493,14 @@ class Execution:
     def _waiting(self) -> waiting.Waiting:
         if self._is_held():
             return waiting.SUSPENDED
-        return waiting.of(self._delivery.timers, self._attempts.backoffs(), self._open_timeout())
+        assert self._replay is not None
+        return waiting.of(
+            self._delivery.timers,
+            self._attempts.backoffs(),
+            self._open_timeout(),
+            self._replay.mailbox.awaited(),
+            [f"{child.run_name!r} of workflow {child.name!r}" for child in self._replay.open_children()],
+        )
 
     def _open_timeout(self) -> datetime | None:
         """The run's own timeout, unless it is cancelled already."""
@@ -538,6 +571,10 @@ class Execution:
         self.is_suspect = self.is_suspect and not sent.write.entries
         self._attempts.durable(sent.activities)
         self._act(sent.commands)
+        if sent.write.outbox:
+            self._engine.send_out(
+                [OutboxRow(self.run_id, each.number, each.kind, each.payload) for each in sent.write.outbox]
+            )
         if isinstance(sent.write.then, LetGo):
             self._is_leaving = False
             if answer.stays:
@@ -571,7 +608,7 @@ class Execution:
         self._attempts.drop()  # what led to them is not there
         text = failure.encode(error)
         self.outcome = Outcome(End.FAILED, failure=text, reason=Reason.PAYLOAD_REFUSED, message=error.message)
-        self._alone = Sent(self._writing.alone(_finish(self.outcome)), [], [], has_cancels=False)
+        self._alone = Sent(self._writing.alone(_finish(self.outcome), self._closing()), [], [], has_cancels=False)
         self._is_leaving = True
         self._send(self._alone)
 
@@ -605,7 +642,15 @@ class Execution:
 
     def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
+        for outgoing in self._closing():
+            self._writing.post(outgoing)
         self._let_go(_finish(outcome))
+
+    def _closing(self) -> list[Outgoing]:
+        """What a run's end sends: what it has open elsewhere is closed."""
+        if not self._claimed.is_child and (self._replay is None or not self._replay.has_posted):
+            return []
+        return [Outgoing(ENDED_NUMBER, OutboxKind.ENDED)]
 
     def _tell_finished(self) -> None:
         outcome = self.outcome

@@ -1,6 +1,6 @@
 """What a run waits for, when it would go on, and how to say it: the same words in status, API, CLI and log. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -34,11 +34,19 @@ SUSPENDED = Waiting(
 )
 
 
-def of(timers: Mapping[int, datetime], backoffs: Mapping[int, Backoff], timeout_at: datetime | None) -> Waiting:
-    """Describe what an idle run waits for, the nearest first.
+def of(
+    timers: Mapping[int, datetime],
+    backoffs: Mapping[int, Backoff],
+    timeout_at: datetime | None,
+    awaited: Sequence[str],
+    children: Sequence[str],
+) -> Waiting:
+    """Describe what an idle run waits for: what fails first, then what the outside brings, then time.
 
     Args:
         timeout_at: when the run's own timeout cancels it, if it has one.
+        awaited: the events that it waits for.
+        children: the runs that it has started and that have not ended.
     """
     timer_at = min(timers.values(), default=None)
     backoff = min(backoffs.values(), key=lambda each: each.next_at, default=None)
@@ -46,6 +54,11 @@ def of(timers: Mapping[int, datetime], backoffs: Mapping[int, Backoff], timeout_
     if backoff is not None and (timer_at is None or backoff.next_at <= timer_at):
         text = f"attempt {backoff.next_attempt} of activity {backoff.name!r} at {at(backoff.next_at)}; the last one failed: "
         return Waiting(Reason.RETRYING, text + backoff.error, wake_at)
+    until = f" until {at(timer_at)} at the latest" if timer_at is not None else ""
+    if awaited:
+        return Waiting(Reason.EVENT, f"waiting for event {_first_of(awaited)}{until}", wake_at)
+    if children:
+        return Waiting(Reason.CHILD, f"waiting for child run {_first_of(children)}{until}", wake_at)
     if timer_at is not None:
         more = f" ({len(timers)} timers are open)" if len(timers) > 1 else ""
         return Waiting(Reason.TIMER, f"waiting for a timer until {at(timer_at)}{more}", wake_at)
@@ -57,6 +70,10 @@ def of(timers: Mapping[int, datetime], backoffs: Mapping[int, Backoff], timeout_
         "the workflow awaits something that nothing will ever bring: no activity or timer is open" + until,
         wake_at,
     )
+
+
+def _first_of(named: Sequence[str]) -> str:
+    return named[0] + (f" and {len(named) - 1} more" if len(named) > 1 else "")
 
 
 def storable(text: str) -> str:

@@ -16,6 +16,7 @@ from romancy.base.settings import WorkerSettings, python_minor, worker_name
 from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
 from romancy.model.command import Outcome
 from romancy.model.history import InboxRow
+from romancy.model.outbox import OutboxRow
 from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
@@ -35,12 +36,14 @@ from romancy.worker import loader
 from romancy.worker.activities import Activities
 from romancy.worker.execution import Execution, Left
 from romancy.worker.lease import KeepLease, KeptByThread, Lease
+from romancy.worker.sender import Sender
 from romancy.worker.wakeups import Alarm, Woken
 
 LOG = log.get(__name__)
 REGISTER_AGAIN_SECONDS = 1.0
 CLAIM_AGAIN_SECONDS = 1.0
 CLAIM_MAX = 100  # runs in one statement
+LEFT_MAX = 500  # rows of the outbox that others have left, taken over at once
 SUSPECT_LOSSES = 2  # workers lost in a row with a run in hand, from which on it may be what kills them
 PUT_OFF = timedelta(seconds=2)
 CLOCK_STEP = timedelta(milliseconds=50)
@@ -92,6 +95,7 @@ class Worker:
         # The database's clock, in seconds since 1970, when ours that nobody sets was at 0: it does not jump with the machine's.
         self._database_at_zero = clock.now().timestamp() - clock.monotonic()
         self._store: PostgresStore
+        self._sender: Sender
         self._lease: Lease | None = None
         self._alarm: Alarm
         self._executions: dict[UUID, Execution] = {}
@@ -218,6 +222,10 @@ class Worker:
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]:
         return await self._store.read_inbox(run_id, after)
 
+    def send_out(self, rows: Sequence[OutboxRow]) -> None:
+        """Carry out what lies in the outbox of runs in hand."""
+        self._sender.send(rows)
+
     # --- its lives ----------------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
@@ -269,6 +277,7 @@ class Worker:
         """Execute runs until this life ends."""
         self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
         self.journal = await store.journal(worker_id)
+        self._sender = Sender(store, self._clock)
         wakeups = await store.wakeups(worker_id)
         wakeups.on_due(self._runs_are_due)
         wakeups.on_inbox(self._mail_came)
@@ -300,6 +309,7 @@ class Worker:
             self._drop_all()
             await keeper.stop()
             await self.journal.close()
+            await self._sender.close()
         if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
             raise error
 
@@ -352,6 +362,8 @@ class Worker:
         self._set_clock(poll.now, asked_at)
         # A run that was begun here meanwhile is not unseen, also if it has been parked by now.
         found = [claim for claim in poll.unseen if claim.run_id not in self._held_lately]
+        if poll.has_left:
+            self._sender.send(await self._store.read_left(limit=LEFT_MAX))
         if poll.has_blocked and (free := self._free_slots()) > 0:
             found += await self._store.claim_blocked(worker_id, limit=free)
         await self._take([claim for claim in found if claim.run_id not in self._executions])

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from romancy.model.command import CancelActivity, Command
 from romancy.model.history import Attempt, Entry
+from romancy.model.outbox import Outgoing
 from romancy.store.interface import Begin, Keep, LetGo, RunWrite
 from romancy.worker.attempts import Open
 
@@ -36,7 +37,7 @@ class Writing:
     Attributes:
         claim: its number.
         begin: the run to insert with the next write.
-        entries, keep, commands: what has gathered.
+        entries, outbox, keep, commands: what has gathered.
         losses_noted: the losses of this claim are among the attempts of the next write.
     """
 
@@ -44,6 +45,7 @@ class Writing:
         self.claim = claim
         self.begin = begin
         self.entries: list[Entry] = []
+        self.outbox: list[Outgoing] = []
         self.losses_noted = False
         self.keep: Keep | None = None
         self.commands: list[Command] = []
@@ -72,9 +74,14 @@ class Writing:
         self.entries.append(entry)
         self._entries_bytes += len(entry.payload)
 
+    def post(self, outgoing: Outgoing) -> None:
+        """Something is to be sent."""
+        self.outbox.append(outgoing)
+        self._entries_bytes += len(outgoing.payload)
+
     def take(self, attempts: Sequence[Attempt], then: LetGo | None) -> RunWrite | None:
         """All that has gathered as one write; None if there is nothing to write."""
-        if not (self.entries or then or self.begin or attempts or self.keep or self.losses_noted):
+        if not (self.entries or then or self.begin or attempts or self.keep or self.losses_noted or self.outbox):
             return None
         write = RunWrite(
             self._run_id,
@@ -84,8 +91,9 @@ class Writing:
             tuple(attempts),
             then or self.keep,
             self.losses_noted,
+            tuple(self.outbox),
         )
-        self.begin, self.entries, self.keep, self.losses_noted = None, [], None, False
+        self.begin, self.entries, self.keep, self.losses_noted, self.outbox = None, [], None, False, []
         self._entries_bytes = 0
         return write
 
@@ -99,9 +107,9 @@ class Writing:
         self._in_flight -= 1
         self._cancels_in_flight -= sent.has_cancels
 
-    def alone(self, then: LetGo) -> RunWrite:
+    def alone(self, then: LetGo, outbox: Sequence[Outgoing]) -> RunWrite:
         """This and, if it is still owed, the begin; all else is given up."""
-        return RunWrite(self._run_id, self.claim, begin=self.begin, then=then)
+        return RunWrite(self._run_id, self.claim, begin=self.begin, then=then, outbox=tuple(outbox))
 
 
 def has_cancels(commands: Sequence[Command]) -> bool:

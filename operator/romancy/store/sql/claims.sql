@@ -110,13 +110,14 @@ select exists (select from me) as is_alive, exists (select from owed) as is_owed
 -- name: read_begun
 -- What claimed runs were started with, and what their first claim wrote. No row: the run is at its end (a zombie asks).
 select run.id, run.namespace, run.name, run.workflow, run.input, due.form, run.labels::text as labels, due.started_at,
-       run.timeout_seconds
+       run.timeout_seconds, exists (select from outbox where outbox.run_id = run.id) as has_outbox,
+       run.parent_id is not null as is_child
   from due join run on run.id = due.id
  where due.id = any(:run_ids::uuid[]);
 
 -- name: poll
 -- All that the slow poll wants to know: the clock, when the next run is due that this worker could claim, whether it could
--- claim a blocked one, and the runs that are its own by the row but not in its hands (the answer of their claim was lost).
+-- claim a blocked one, whether something lies in the outbox for too long, and the runs that are its own by the row but not in its hands (the answer of their claim was lost).
 -- Row: at least one; id is null if it has all its runs in its hands.
 -- Index: due_held, due_blocked, and due_claim, one step a pair of priority and queue.
 with recursive used(priority) as (
@@ -149,6 +150,10 @@ select clock_timestamp() as now, coming.due_at,
        exists (select from offered, lateral (select from due
                 where due.phase = 'Blocked' and due.queue = offered.queue and due.worker_id is null
                   and offered.build_id <> all(due.blocked_builds) limit 1) as found) as has_blocked,
+       exists (select from outbox left join due on due.id = outbox.run_id
+                where due.worker_id is null
+                  and (outbox.at < now() - interval '2 seconds'
+                       or not exists (select from worker where worker.id = outbox.worker_id))) as has_left,
        unseen.id, unseen.claim, unseen.workflow, unseen.inbox_version, unseen.phase, unseen.lost_count, unseen.lost_noted
   from coming left join unseen on true;
 

@@ -119,6 +119,13 @@ with me as materialized (
                as a(run_id, number, attempt, failure, failed_at, next_at, is_begun)
      where not a.is_begun or a.run_id in (select began.id from began)
     on conflict (run_id, number, attempt) do nothing
+), posted as (
+    insert into outbox (run_id, number, kind, payload, worker_id)
+    select o.run_id, o.number, o.kind, o.payload, me.id
+      from me, unnest(:o_run_ids::uuid[], :o_numbers::integer[], :o_kinds::text[], :o_payloads::text[], :o_begun::boolean[])
+               as o(run_id, number, kind, payload, is_begun)
+     where not o.is_begun or o.run_id in (select began.id from began)
+    on conflict (run_id, number) do nothing  -- carried out twice is carried out once
 )
 select exists (select from me) as is_alive,
        array(select id from began) as began,

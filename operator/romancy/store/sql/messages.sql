@@ -5,10 +5,11 @@
 -- Row: how many were new. 23505: the same message was on its way; sent again it is found.
 -- Order of locks: due rows by id, then what they guard. Index: the primary keys, inbox (run_id, source).
 with mail as materialized (
-    select m.run_id, m.kind, m.source, m.payload,
+    select m.run_id, m.kind, m.source, m.payload, m.event_id,
            row_number() over (partition by m.run_id order by m.ordinality)::integer as nth
-      from unnest(:run_ids::uuid[], :kinds::text[], :sources::text[], :payloads::text[])
-           with ordinality as m(run_id, kind, source, payload, ordinality)
+      from unnest(:run_ids::uuid[], :kinds::text[], :sources::text[], :payloads::text[],
+                  :event_ids::bigint[])
+           with ordinality as m(run_id, kind, source, payload, event_id, ordinality)
      where not exists (select from inbox where inbox.run_id = m.run_id and inbox.source = m.source)
 ), wanted as materialized (
     select run_id, count(*)::integer as messages, bool_or(kind = 'Cancel') as cancels, bool_or(kind = 'Resume') as resumes
@@ -31,8 +32,8 @@ with mail as materialized (
      where due.id = l.id
     returning due.id, due.queue, due.worker_id, due.inbox_version - l.messages as before, due.wake_at <= now() as is_due
 ), stored as (
-    insert into inbox (run_id, number, kind, source, payload)
-    select mail.run_id, changed.before + mail.nth, mail.kind, mail.source, mail.payload
+    insert into inbox (run_id, number, kind, source, payload, event_id)
+    select mail.run_id, changed.before + mail.nth, mail.kind, mail.source, mail.payload, mail.event_id
       from changed join mail on mail.run_id = changed.id
     returning run_id
 )
@@ -41,7 +42,9 @@ select (select count(*) from stored) as stored,
           from (select distinct queue from changed where is_due) as woken) as queues_notified,
        (select count(pg_notify(:inbox_channel::text || worker_id, run_ids))
           from (select worker_id, string_agg(replace(id::text, '-', ''), ',') as run_ids
-                  from changed where worker_id is not null group by worker_id) as holders) as workers_notified;
+                  from (select worker_id, id, row_number() over (partition by worker_id) / :ids_max::integer as part
+                          from changed where worker_id is not null) as held
+                 group by worker_id, part) as holders) as workers_notified;
 
 -- name: end_unbegun
 -- Ends runs that no worker has ever taken, and that have a cancel in their inbox.
@@ -64,7 +67,12 @@ with locked as materialized (
            resource_due_at = case when run.is_resource then clock_timestamp() + make_interval(secs => run.ttl_seconds) end
       from gone
      where run.id = gone.id
-    returning run.id, run.is_resource
+    returning run.id, run.is_resource, run.parent_id
+), told as (
+    -- A child's parent is to hear of it: whoever polls next sends this.
+    insert into outbox (run_id, number, kind, payload)
+    select ended.id, 0, 'Ended', '' from ended where ended.parent_id is not null
+    on conflict (run_id, number) do nothing
 ), owed as (
     update mirror
        set version = mirror.version + 1, mirror_at = coalesce(mirror.mirror_at, now()), is_final = true
@@ -77,7 +85,9 @@ select (select count(*) from ended) as ended,
 
 -- name: read_inboxes
 -- The mail of some runs, in order; each from the number after the one given. Index: the primary key.
-select inbox.run_id, inbox.number, inbox.kind, inbox.source, inbox.payload, inbox.at
+select inbox.run_id, inbox.number, inbox.kind, inbox.source, coalesce(event.payload, inbox.payload) as payload,
+       coalesce(event.at, inbox.at) as at
   from unnest(:run_ids::uuid[], :afters::integer[]) as seen(run_id, after)
   join inbox on inbox.run_id = seen.run_id and inbox.number > seen.after
+  left join event on event.id = inbox.event_id
  order by inbox.run_id, inbox.number;

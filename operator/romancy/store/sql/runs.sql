@@ -4,18 +4,18 @@
 -- Row: the ids that are new. NOTIFY here, in the transaction that makes them due, and only if one is new.
 with wanted as materialized (
     select id, namespace, name, workflow, input, form, priority, timeout_seconds, labels, start_at, is_resource,
-           wish_suspend, wish_cancel, deletion_policy, ttl_seconds
+           wish_suspend, wish_cancel, deletion_policy, ttl_seconds, parent_id, parent_number, parent_close
       from unnest(:ids::uuid[], :namespaces::text[], :names::text[], :workflows::text[], :inputs::text[], :forms::text[],
                   :priorities::smallint[], :timeouts::float8[], :labels::text[], :start_ats::timestamptz[],
                   :are_resources::boolean[], :suspends::boolean[], :cancels::boolean[], :deletion_policies::text[],
-                  :ttls::integer[])
+                  :ttls::integer[], :parent_ids::uuid[], :parent_numbers::integer[], :parent_closes::text[])
            as w(id, namespace, name, workflow, input, form, priority, timeout_seconds, labels, start_at, is_resource,
-                wish_suspend, wish_cancel, deletion_policy, ttl_seconds)
+                wish_suspend, wish_cancel, deletion_policy, ttl_seconds, parent_id, parent_number, parent_close)
 ), started as (
     insert into run (id, namespace, name, workflow, priority, labels, input, timeout_seconds, is_resource,
-                     wish_suspend, wish_cancel, deletion_policy, ttl_seconds)
+                     wish_suspend, wish_cancel, deletion_policy, ttl_seconds, parent_id, parent_number, parent_close)
     select id, namespace, name, workflow, priority, labels::jsonb, input, timeout_seconds, is_resource,
-           wish_suspend, wish_cancel, deletion_policy, ttl_seconds
+           wish_suspend, wish_cancel, deletion_policy, ttl_seconds, parent_id, parent_number, parent_close
       from wanted
      order by id
     on conflict (id) do nothing

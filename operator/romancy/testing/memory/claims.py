@@ -5,12 +5,13 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from romancy.testing.memory.tables import DueRow, Row, Tables, WorkerRow
+from romancy.testing.memory.outbox import Outbox
+from romancy.testing.memory.tables import DueRow, Row, WorkerRow
 
 _NO_CLAIM = dict.fromkeys(("id", "claim", "workflow", "inbox_version", "phase", "lost_count", "lost_noted"))
 
 
-class Claims(Tables):
+class Claims(Outbox):
     """Who holds which run."""
 
     def claim_runs(self, *, worker_id: int, slot: int, turn: int, limit: int) -> list[Row]:
@@ -46,6 +47,8 @@ class Claims(Tables):
                 "labels": run.labels,
                 "started_at": due.started_at,
                 "timeout_seconds": run.timeout_seconds,
+                "has_outbox": due.id in self.outbox,
+                "is_child": run.parent_id is not None,
             }
             for due in (self.due.get(run_id) for run_id in dict.fromkeys(run_ids))
             if due is not None and (run := self.run.get(due.id)) is not None
@@ -59,6 +62,7 @@ class Claims(Tables):
             "now": self.clock.now(),
             "due_at": self._next_due_at(me),
             "has_blocked": me is not None and any(True for _ in self._blocked_for(me)),
+            "has_left": any(True for _ in self.left()),
         }
         return [{**answer, **_claim(row)} for row in mine] or [{**answer, **_NO_CLAIM}]
 

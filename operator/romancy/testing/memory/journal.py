@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from romancy.testing.memory.tables import AttemptRow, DueRow, EntryRow, Row, RunRow, Tables, unnest
+from romancy.testing.memory.tables import AttemptRow, DueRow, EntryRow, OutgoingRow, Row, RunRow, Tables, unnest
 
 _HELD = frozenset({"Keep", "Progress", ""})
 """Acts after which the run stays with who writes."""
@@ -56,6 +56,7 @@ class Journal(Tables):
         owed |= self.owe(ended, is_final=True)
         appended = self._append(_rows("e_", columns), is_new)
         self._try(_rows("a_", columns), is_new)
+        self._post(worker_id, _rows("o_", columns), is_new)
         asked = columns["c_ids"]
         return [
             {
@@ -207,6 +208,13 @@ class Journal(Tables):
             if not each["is_begun"] or run_id in began:
                 row = AttemptRow(each["failure"], each["failed_at"], each["next_at"])
                 self.attempt.setdefault(run_id, {}).setdefault((each["number"], each["attempt"]), row)
+
+    def _post(self, worker_id: int, outgoing: Sequence[Row], began: set[UUID]) -> None:
+        for each in outgoing:
+            run_id = each["run_id"]
+            if not each["is_begun"] or run_id in began:
+                row = OutgoingRow(each["kind"], each["payload"], worker_id, self.clock.now())
+                self.outbox.setdefault(run_id, {}).setdefault(each["number"], row)
 
 
 def _rows(prefix: str, columns: Mapping[str, Sequence[Any]]) -> list[Row]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from romancy.testing.memory.tables import DueRow, InboxRow, Row, Tables
+from romancy.testing.memory.tables import DueRow, InboxRow, OutgoingRow, Row, Tables, unnest
 
 
 class Messages(Tables):
@@ -17,14 +17,20 @@ class Messages(Tables):
         kinds: Sequence[str],
         sources: Sequence[str],
         payloads: Sequence[str],
+        event_ids: Sequence[int | None],
+        ids_max: int,
         due_channel: str,
         inbox_channel: str,
     ) -> list[Row]:
         now = self.clock.now()
         mail: dict[UUID, list[InboxRow]] = {}
-        for run_id, kind, source, payload in zip(run_ids, kinds, sources, payloads, strict=True):
+        columns = {"run_id": run_ids, "kind": kinds, "source": sources, "payload": payloads, "event_id": event_ids}
+        for each in unnest(columns):
+            run_id, source = each["run_id"], each["source"]
             if all(row.source != source for row in self.inbox.get(run_id, {}).values()):
-                mail.setdefault(run_id, []).append(InboxRow(kind, now, source, payload))
+                mail.setdefault(run_id, []).append(
+                    InboxRow(each["kind"], now, source, each["payload"], each["event_id"])
+                )
         woken: list[str] = []
         told: dict[int, list[str]] = {}
         stored = 0
@@ -41,7 +47,8 @@ class Messages(Tables):
                 told.setdefault(new.worker_id, []).append(run_id.hex)
         queues_notified = self.tell(due_channel, woken)
         for worker_id, ids in told.items():
-            self.tell(f"{inbox_channel}{worker_id}", [",".join(ids)])
+            parts = [ids[first : first + ids_max] for first in range(0, len(ids), ids_max)]
+            self.tell(f"{inbox_channel}{worker_id}", [",".join(part) for part in parts])
         return [{"stored": stored, "queues_notified": queues_notified, "workers_notified": len(told)}]
 
     def _woken(self, row: DueRow, kinds: set[str], count: int) -> DueRow:
@@ -78,6 +85,8 @@ class Messages(Tables):
                 resource_due_at=run.resource_due(now, run.ttl_seconds) if run.is_resource else None,
             )
             ended.append(run_id)
+            if run.parent_id is not None:
+                self.outbox.setdefault(run_id, {})[0] = OutgoingRow("Ended", "", None, now)
         notified = self.tell(mirror_channel, [""]) if self.owe(ended, is_final=True) else 0
         return [{"ended": len(ended), "notified": notified}]
 
@@ -88,8 +97,8 @@ class Messages(Tables):
                 "number": number,
                 "kind": row.kind,
                 "source": row.source,
-                "payload": row.payload,
-                "at": row.at,
+                "payload": self.event[row.event_id].payload if row.event_id else row.payload,
+                "at": self.event[row.event_id].at if row.event_id else row.at,
             }
             for run_id, after in zip(run_ids, afters, strict=True)
             for number, row in sorted(self.inbox.get(run_id, {}).items())

@@ -57,6 +57,9 @@ class Runs(Tables):
                 wish_cancel=new["cancels"],
                 deletion_policy=new["deletion_policies"],
                 ttl_seconds=new["ttls"],
+                parent_id=new["parent_ids"],
+                parent_number=new["parent_numbers"],
+                parent_close=new["parent_closes"],
             )
             is_suspended = new["suspends"]
             self.due[run_id] = DueRow(

@@ -66,6 +66,9 @@ class RunRow:
     failure: str | None = None
     finished_at: datetime | None = None
     resource_due_at: datetime | None = None
+    parent_id: UUID | None = None
+    parent_number: int | None = None
+    parent_close: str | None = None
 
     def resource_due(self, finished_at: datetime | None, ttl_seconds: int | None) -> datetime | None:
         """When its resource is to be deleted."""
@@ -136,6 +139,30 @@ class InboxRow:
     at: datetime
     source: str
     payload: str
+    event_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRow:
+    """What a run sends out."""
+
+    kind: str
+    payload: str
+    worker_id: int | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An event, for all who receive it."""
+
+    source: str
+    event_id: str
+    type: str
+    target: UUID | None
+    at: datetime
+    payload: str
+    attributes: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +192,11 @@ class Tables:
     attempt: dict[UUID, dict[tuple[int, int], AttemptRow]] = field(default_factory=dict)
     inbox: dict[UUID, dict[int, InboxRow]] = field(default_factory=dict)
     mirror: dict[UUID, MirrorRow] = field(default_factory=dict)
+    outbox: dict[UUID, dict[int, OutgoingRow]] = field(default_factory=dict)
+    event: dict[int, EventRow] = field(default_factory=dict)
+    events_ever: int = 0
+    shape: set[tuple[str, str]] = field(default_factory=set)
+    subscription: dict[UUID, dict[int, UUID]] = field(default_factory=dict)
     burial_checked_at: datetime = field(init=False)
     workers_ever: int = 0
     _listeners: dict[str, list[Callable[[str, str], None]]] = field(default_factory=dict)

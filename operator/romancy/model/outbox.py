@@ -1,0 +1,42 @@
+"""The outbox: what a run sends out. A row is written with the entry that led to it, and carried out when that is durable.
+
+Carrying one out twice is carrying it out once: whoever does it may die in between, and another does it again.
+"""
+
+from enum import StrEnum
+from uuid import UUID
+
+from romancy.model.record import record
+
+
+class OutboxKind(StrEnum):
+    """What is sent."""
+
+    SUBSCRIBE = "Subscribe"
+    UNSUBSCRIBE = "Unsubscribe"
+    START_CHILD = "StartChild"
+    CANCEL_CHILD = "CancelChild"
+    ENDED = "Ended"  # the run is done: what it has open elsewhere is closed
+
+
+ENDED_NUMBER = 0
+"""The number of the row of a run's end; those that its code asks for are numbered from 1."""
+
+
+@record
+class Outgoing:
+    """One thing that a run sends. `number` is the run's own; `payload` the exact JSON text of what it is about."""
+
+    number: int
+    kind: OutboxKind
+    payload: str = ""
+
+
+@record
+class OutboxRow:
+    """One that is stored, and to be carried out."""
+
+    run_id: UUID
+    number: int
+    kind: OutboxKind
+    payload: str

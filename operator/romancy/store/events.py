@@ -1,0 +1,138 @@
+"""Events: stored once, and brought to the runs that wait for them; and those that runs begin to wait for later."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from romancy.errors import PayloadTooLargeError, StoreUnavailableError
+from romancy.model import event as events
+from romancy.model.codec import PAYLOAD_BYTES_MAX
+from romancy.model.event import CloudEvent
+from romancy.model.history import Message, MessageKind
+from romancy.model.outbox import OutboxRow
+from romancy.store.interface import Receipt
+from romancy.store.messages import Messages
+from romancy.store.queries import SQL
+from romancy.store.texts import size_bytes
+
+FOUND_MAX: Final = 100
+"""Kept events that one look back brings to a run; then it looks again."""
+_TRIES_MAX: Final = 5
+
+
+class Events(Messages):
+    """The part of the store that knows events."""
+
+    async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
+        """Store an event, and bring it to all open runs that wait for it, or to one run whether it waits or not.
+
+        The same source and id is the same event: sent again, what a crash has kept from its receivers is made up for.
+
+        Args:
+            to: a run; nothing happens if it is done or unknown.
+
+        Raises:
+            EventInvalidError: an attribute is missing or wrong.
+            PayloadTooLargeError: it is larger than a payload may be.
+            PayloadRefusedError: it can't be stored; nothing was.
+        """
+        text = event.as_text()
+        if (size := size_bytes([text])) > PAYLOAD_BYTES_MAX:
+            raise PayloadTooLargeError(what=f"event {event.id!r}", size_bytes=size, max_bytes=PAYLOAD_BYTES_MAX)
+        number, is_new = await self._store_event(event, text, to)
+        waiting = [to] if to is not None else await self._waiting(event)
+        return Receipt(await self.send([_brings(run_id, number) for run_id in waiting]), is_new)
+
+    async def _store_event(self, event: CloudEvent, text: str, to: UUID | None) -> tuple[int, bool]:
+        statement = SQL.store_event(
+            source=event.source,
+            event_id=event.id,
+            type=event.type,
+            target=to,
+            payload=text,
+            attributes=json.dumps(events.attributes_of(event)),
+        )
+        for _ in range(_TRIES_MAX):
+            [row] = await self._fetch(statement)
+            if row["id"] is not None:
+                return int(row["id"]), bool(row["is_new"])
+        raise StoreUnavailableError(f"event {event.id!r} of {event.source!r} was sent by others at the same time")
+
+    async def _waiting(self, event: CloudEvent) -> list[UUID]:
+        """The runs that wait for an event that is stored."""
+        keys = events.keys_of(event, await self._read_shapes(event.type))
+        return await self._find_waiting(keys) if keys else []
+
+    async def _read_shapes(self, type: str) -> list[list[str]]:
+        return [json.loads(row["attributes"]) for row in await self._fetch(SQL.read_shapes(type=type))]
+
+    async def _find_waiting(self, keys: Sequence[UUID]) -> list[UUID]:
+        return [row["run_id"] for row in await self._fetch(SQL.find_waiting(keys=list(keys)))]
+
+    async def subscribe(self, rows: Sequence[OutboxRow]) -> None:
+        """Subscribe runs, and bring them what has come already and they have not had."""
+        asked = [(row, json.loads(row.payload)) for row in rows]
+        await self._fetch(
+            SQL.subscribe(
+                run_ids=[row.run_id for row, _ in asked],
+                numbers=[row.number for row, _ in asked],
+                keys=[events.key_of(each["type"], each["where"]) for _, each in asked],
+                types=[each["type"] for _, each in asked],
+                shapes=[json.dumps(sorted(each["where"])) for _, each in asked],
+            )
+        )
+        looking = [_Look(row.run_id, each["type"], each["where"], each["since"]) for row, each in asked]
+        while looking:
+            found = await self._find_events([look for look in looking if look.where])
+            found += await self._find_events_of_type([look for look in looking if not look.where])
+            await self.send([_brings(run_id, number) for run_id, number in found])
+            counts = Counter(run_id for run_id, _ in found)
+            looking = [look for look in looking if counts[look.run_id] >= FOUND_MAX]
+
+    async def _find_events(self, looking: "Sequence[_Look]") -> list[tuple[UUID, int]]:
+        """Runs and the kept events that they ask for by values."""
+        if not looking:
+            return []
+        statement = SQL.find_events(
+            run_ids=[look.run_id for look in looking],
+            matches=[json.dumps({events.TYPE_ATTRIBUTE: look.type, **look.where}) for look in looking],
+            sinces=[look.since for look in looking],
+            limit=FOUND_MAX,
+        )
+        return [(row["run_id"], row["id"]) for row in await self._fetch(statement)]
+
+    async def _find_events_of_type(self, looking: "Sequence[_Look]") -> list[tuple[UUID, int]]:
+        """Runs and the kept events that they ask for by their type alone."""
+        if not looking:
+            return []
+        statement = SQL.find_events_of_type(
+            run_ids=[look.run_id for look in looking],
+            types=[look.type for look in looking],
+            sinces=[look.since for look in looking],
+            limit=FOUND_MAX,
+        )
+        return [(row["run_id"], row["id"]) for row in await self._fetch(statement)]
+
+    async def unsubscribe(self, rows: Sequence[OutboxRow]) -> None:
+        """Undo subscriptions, by the numbers of the outbox rows that made them."""
+        numbers = [json.loads(row.payload)["number"] for row in rows]
+        await self._fetch(SQL.unsubscribe(run_ids=[row.run_id for row in rows], numbers=numbers))
+
+    async def unsubscribe_all(self, run_ids: Sequence[UUID]) -> None:
+        """Runs that are done wait for nothing."""
+        await self._fetch(SQL.unsubscribe_all(run_ids=list(run_ids)))
+
+
+class _Look:
+    """What one run asks for, back to a moment."""
+
+    def __init__(self, run_id: UUID, type: str, where: events.Where, since: str | None) -> None:
+        self.run_id, self.type, self.where = run_id, type, where
+        self.since = datetime.fromisoformat(since) if since else None
+
+
+def _brings(run_id: UUID, number: int) -> Message:
+    return Message(run_id, MessageKind.EVENT, f"event:{number}", event_id=number)

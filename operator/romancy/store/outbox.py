@@ -1,0 +1,56 @@
+"""The outbox: what runs have put there is carried out, by kinds, whole batches at once."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from romancy.model.outbox import OutboxKind, OutboxRow
+from romancy.store.children import Children
+from romancy.store.events import Events
+from romancy.store.queries import SQL
+
+
+class Outbox(Children, Events):
+    """The part of the store that sends what runs have written."""
+
+    async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
+        """Send these, and delete them. Each of its statements may be repeated, and so may all of it.
+
+        Raises:
+            StoreUnavailableError: there was no answer: some of it may have been done.
+        """
+
+        def of(kind: OutboxKind) -> list[OutboxRow]:
+            return [row for row in rows if row.kind is kind]
+
+        # Ends come last: what a run has opened before it ended is then open, and can be closed.
+        if subscribes := of(OutboxKind.SUBSCRIBE):
+            await self.subscribe(subscribes)
+        if unsubscribes := of(OutboxKind.UNSUBSCRIBE):
+            await self.unsubscribe(unsubscribes)
+        if starts := of(OutboxKind.START_CHILD):
+            await self.start_children(starts)
+        if cancels := of(OutboxKind.CANCEL_CHILD):
+            await self.cancel_children(cancels)
+        if ended := of(OutboxKind.ENDED):
+            await self.unsubscribe_all([row.run_id for row in ended])
+            await self.close_runs([row.run_id for row in ended])
+        await self._delete_sent(rows)
+
+    async def _delete_sent(self, rows: Sequence[OutboxRow]) -> None:
+        await self._fetch(SQL.delete_sent(run_ids=[row.run_id for row in rows], numbers=[row.number for row in rows]))
+
+    async def read_outboxes(self, run_ids: Sequence[UUID]) -> dict[UUID, list[OutboxRow]]:
+        """What these runs have put there and nobody has sent, in order."""
+        found: dict[UUID, list[OutboxRow]] = {}
+        for row in await self._fetch(SQL.read_outboxes(run_ids=list(run_ids))):
+            found.setdefault(row["run_id"], []).append(_row_of(row))
+        return found
+
+    async def read_left(self, *, limit: int) -> list[OutboxRow]:
+        """What lies there for longer than it takes, of runs that nobody holds: whoever should have sent it is dead."""
+        return [_row_of(row) for row in await self._fetch(SQL.read_left(limit=limit))]
+
+
+def _row_of(row: Any) -> OutboxRow:
+    return OutboxRow(row["run_id"], row["number"], OutboxKind(row["kind"]), row["payload"])

@@ -1,0 +1,16 @@
+-- name: read_parents
+-- Who has started some runs. Index: the primary key.
+select run.id, run.parent_id, run.parent_number from run where run.id = any(:run_ids::uuid[]);
+
+-- name: read_ended
+-- What the parents of these runs are to be told. Index: the primary key.
+select run.id, run.parent_id, run.parent_number, run.phase, run.reason, run.message, run.output, run.failure
+  from run
+ where run.id = any(:run_ids::uuid[]) and run.parent_id is not null and run.phase is not null;
+
+-- name: read_open_children
+-- The children of these runs that are to be cancelled with them. Index: run_parent, and the primary key of due.
+select run.id, run.parent_id
+  from run join due on due.id = run.id
+ where run.parent_id = any(:run_ids::uuid[]) and run.parent_close = 'Cancel'
+ order by run.id;

@@ -1,0 +1,80 @@
+-- name: store_event
+-- An event, once for each source and id. Row: its number, and whether it is new; the number is null if another connection is
+-- just storing it: asked again it is found. Index: event (source, event_id).
+with stored as (
+    insert into event (source, event_id, type, target, payload, attributes)
+    values (:source::text, :event_id::text, :type::text, :target::uuid, :payload::text, :attributes::text::jsonb)
+    on conflict (source, event_id) do nothing
+    returning id
+)
+select coalesce((select stored.id from stored),
+                (select event.id from event where event.source = :source::text and event.event_id = :event_id::text)) as id,
+       exists (select from stored) as is_new;
+
+-- name: read_shapes
+-- The sets of attributes that anybody has asked for with a type. Always after the event has been committed: whoever subscribes
+-- meanwhile looks back after that, and one of both sees the other.
+select shape.attributes from shape where shape.type = :type::text;
+
+-- name: find_waiting
+-- The runs that have subscribed to any of these keys. Index: subscription_key: what others wait for costs nothing.
+select distinct subscription.run_id
+  from unnest(:keys::uuid[]) as probe(key)
+  join subscription on subscription.key = probe.key;
+
+-- name: subscribe
+-- Subscribes runs, as long as the outbox row that asks for it is there: a late copy of it subscribes nobody. The shapes before the
+-- look back, which is a statement of its own. Order of locks: outbox rows by key, shapes by key.
+with asked as materialized (
+    select a.run_id, a.number, a.key, a.type, a.attributes
+      from unnest(:run_ids::uuid[], :numbers::integer[], :keys::uuid[], :types::text[], :shapes::text[])
+           as a(run_id, number, key, type, attributes)
+     order by a.run_id, a.number
+), there as materialized (
+    select asked.run_id, asked.number, asked.key, asked.type, asked.attributes
+      from asked,
+           lateral (select from outbox where outbox.run_id = asked.run_id and outbox.number = asked.number for key share) as row
+), shaped as (
+    insert into shape (type, attributes)
+    select distinct there.type, there.attributes from there order by there.type, there.attributes
+    on conflict do nothing
+)
+insert into subscription (run_id, number, key)
+select there.run_id, there.number, there.key from there
+on conflict do nothing;
+
+-- name: unsubscribe
+delete from subscription
+ using unnest(:run_ids::uuid[], :numbers::integer[]) as gone(run_id, number)
+ where subscription.run_id = gone.run_id and subscription.number = gone.number;
+
+-- name: unsubscribe_all
+-- Runs that are done wait for nothing.
+delete from subscription where subscription.run_id = any(:run_ids::uuid[]);
+
+-- name: find_events
+-- Kept events that runs ask for and have not had yet, oldest first. Index: event_attributes; the order is computed, so that it is not
+-- taken for a reason to read all events by their numbers.
+select asked.run_id, found.id
+  from unnest(:run_ids::uuid[], :matches::text[], :sinces::timestamptz[]) as asked(run_id, match, since)
+  join run on run.id = asked.run_id,
+       lateral (select event.id from event
+                 where event.attributes @> asked.match::jsonb and event.target is null
+                   and event.at >= coalesce(asked.since, run.created_at)
+                   and not exists (select from inbox where inbox.run_id = asked.run_id and inbox.source = 'event:' || event.id)
+                 order by event.id + 0
+                 limit :limit::integer) as found
+ order by asked.run_id, found.id;
+
+-- name: find_events_of_type
+-- The same for whoever asks for any event of a type. Index: event_type.
+select asked.run_id, found.id
+  from unnest(:run_ids::uuid[], :types::text[], :sinces::timestamptz[]) as asked(run_id, type, since)
+  join run on run.id = asked.run_id,
+       lateral (select event.id from event
+                 where event.type = asked.type and event.target is null
+                   and event.at >= coalesce(asked.since, run.created_at)
+                   and not exists (select from inbox where inbox.run_id = asked.run_id and inbox.source = 'event:' || event.id)
+                 order by event.at, event.id
+                 limit :limit::integer) as found
+ order by asked.run_id, found.id;

@@ -1,0 +1,31 @@
+"""sql/children.sql."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from romancy.testing.memory.tables import Row, Tables
+
+
+class Children(Tables):
+    """Runs that runs have started."""
+
+    def read_parents(self, *, run_ids: Sequence[UUID]) -> list[Row]:
+        found = [self.run[run_id] for run_id in dict.fromkeys(run_ids) if run_id in self.run]
+        return [{"id": run.id, "parent_id": run.parent_id, "parent_number": run.parent_number} for run in found]
+
+    def read_ended(self, *, run_ids: Sequence[UUID]) -> list[Row]:
+        found = [self.run[run_id] for run_id in dict.fromkeys(run_ids) if run_id in self.run]
+        names = ("id", "parent_id", "parent_number", "phase", "reason", "message", "output", "failure")
+        return [
+            {name: getattr(run, name) for name in names}
+            for run in found
+            if run.parent_id is not None and run.phase is not None
+        ]
+
+    def read_open_children(self, *, run_ids: Sequence[UUID]) -> list[Row]:
+        parents = set(run_ids)
+        return [
+            {"id": run.id, "parent_id": run.parent_id}
+            for run in sorted(self.run.values(), key=lambda run: run.id)
+            if run.parent_id in parents and run.parent_close == "Cancel" and run.id in self.due
+        ]

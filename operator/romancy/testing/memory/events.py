@@ -1,0 +1,94 @@
+"""sql/events.sql."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from romancy.testing.memory.tables import EventRow, Row, Tables
+
+
+class Events(Tables):
+    """Events, and who waits for them."""
+
+    def store_event(
+        self, *, source: str, event_id: str, type: str, target: UUID | None, payload: str, attributes: str
+    ) -> list[Row]:
+        for number, row in self.event.items():
+            if (row.source, row.event_id) == (source, event_id):
+                return [{"id": number, "is_new": False}]
+        self.events_ever += 1
+        new = EventRow(source, event_id, type, target, self.clock.now(), payload, json.loads(attributes))
+        self.event[self.events_ever] = new
+        return [{"id": self.events_ever, "is_new": True}]
+
+    def read_shapes(self, *, type: str) -> list[Row]:
+        return [{"attributes": attributes} for of, attributes in sorted(self.shape) if of == type]
+
+    def find_waiting(self, *, keys: Sequence[UUID]) -> list[Row]:
+        wanted = set(keys)
+        return [{"run_id": run_id} for run_id, made in self.subscription.items() if wanted & set(made.values())]
+
+    def subscribe(
+        self,
+        *,
+        run_ids: Sequence[UUID],
+        numbers: Sequence[int],
+        keys: Sequence[UUID],
+        types: Sequence[str],
+        shapes: Sequence[str],
+    ) -> list[Row]:
+        for run_id, number, key, type, shape in zip(run_ids, numbers, keys, types, shapes, strict=True):
+            if number in self.outbox.get(run_id, {}):  # a late copy subscribes nobody
+                self.shape.add((type, shape))
+                self.subscription.setdefault(run_id, {}).setdefault(number, key)
+        return []
+
+    def unsubscribe(self, *, run_ids: Sequence[UUID], numbers: Sequence[int]) -> list[Row]:
+        for run_id, number in zip(run_ids, numbers, strict=True):
+            self.subscription.get(run_id, {}).pop(number, None)
+        return []
+
+    def unsubscribe_all(self, *, run_ids: Sequence[UUID]) -> list[Row]:
+        for run_id in run_ids:
+            self.subscription.pop(run_id, None)
+        return []
+
+    def find_events(
+        self, *, run_ids: Sequence[UUID], matches: Sequence[str], sinces: Sequence[datetime | None], limit: int
+    ) -> list[Row]:
+        found: list[Row] = []
+        for run_id, match, since in zip(run_ids, matches, sinces, strict=True):
+            found += self._kept(run_id, json.loads(match), since, limit)
+        return found
+
+    def find_events_of_type(
+        self, *, run_ids: Sequence[UUID], types: Sequence[str], sinces: Sequence[datetime | None], limit: int
+    ) -> list[Row]:
+        found: list[Row] = []
+        for run_id, type, since in zip(run_ids, types, sinces, strict=True):
+            found += self._kept(run_id, {"ce-type": type}, since, limit)
+        return found
+
+    def _kept(self, run_id: UUID, match: dict[str, Any], since: datetime | None, limit: int) -> list[Row]:
+        if (run := self.run.get(run_id)) is None:
+            return []
+        had = {row.event_id for row in self.inbox.get(run_id, {}).values()}
+        begin = since or run.created_at
+        found = [
+            {"run_id": run_id, "id": number}
+            for number, row in sorted(self.event.items())
+            if row.target is None and row.at >= begin and number not in had and _contains(row.attributes, match)
+        ]
+        return found[:limit]
+
+
+def _contains(attributes: dict[str, Any], match: dict[str, Any]) -> bool:
+    """jsonb's @>: 1 is no true."""
+    return all(
+        name in attributes
+        and attributes[name] == value
+        and isinstance(attributes[name], bool) == isinstance(value, bool)
+        for name, value in match.items()
+    )
