@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from pydantic import SecretStr
 
 from romancy.base import log
+from romancy.base.clock import Clock, SystemClock
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import (
     EventInvalidError,
@@ -96,6 +97,15 @@ class Handle[R]:
         """Ask the run to end: it may clean up, and what is done is compensated. False if it had ended, or was asked before."""
         return await self._send(MessageKind.CANCEL, "client:cancel", {"reason": Reason.CANCELLED, "message": message})
 
+    async def values(self) -> dict[str, Any]:
+        """What the run shows to outsiders, by `ctx.set_value`: plain values of JSON by name.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        run_id = self._run_id or (await self.info()).id
+        return {name: json.loads(text) for name, text in (await self._client.store.read_values(run_id)).items()}
+
     async def suspend(self) -> bool:
         """Let running activities end, and start no new ones until it is resumed. Time goes on."""
         return await self._send(MessageKind.SUSPEND, f"client:suspend:{uuid4()}", {})
@@ -141,6 +151,7 @@ class Client:
             raise SettingsError("no database is given", hint="pass its URL, or set ROMANCY_DATABASE__URL")
         self.namespace = namespace
         self.store = PostgresStore(self._settings)
+        self.clock: Clock = SystemClock()
         self._payload_bytes_max = payload_bytes_max
 
     async def __aenter__(self) -> Self:
@@ -203,7 +214,7 @@ class Client:
             source=source,
             type=type_of(event if isinstance(event, str) else type(event)),
             data=data,
-            time=time or datetime.now(UTC),
+            time=time or self.clock.now(),
             subject=subject,
             datacontenttype="application/json",
             extensions=dict(extensions or {}),
@@ -292,7 +303,7 @@ class Client:
             priority=options.priority,
             timeout_seconds=options.timeout.total_seconds() if options.timeout else None,
             labels=dict(options.labels),
-            start_at=datetime.now(UTC) + options.delay if options.delay else None,
+            start_at=self.clock.now() + options.delay if options.delay else None,
         )
 
 

@@ -106,6 +106,18 @@ class OutsideWorkflowError(RomancyError):
     reason = "OutsideWorkflow"
 
 
+class RecurInvalidError(RomancyError):
+    """A run can't begin anew in this way."""
+
+    reason = "RecurInvalid"
+
+
+class ValueInvalidError(RomancyError):
+    """A value that is shown to outsiders has no fit name."""
+
+    reason = "ValueInvalid"
+
+
 class EventInvalidError(RomancyError):
     """An event, or what is asked of one, is not as it must be."""
 

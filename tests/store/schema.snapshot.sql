@@ -83,6 +83,7 @@ CREATE TABLE romancy.inbox (
     at timestamp with time zone DEFAULT now() NOT NULL,
     source text NOT NULL,
     payload text NOT NULL,
+    is_had boolean DEFAULT false NOT NULL,
     event_id bigint
 );
 
@@ -140,7 +141,9 @@ CREATE TABLE romancy.run (
     resource_due_at timestamp with time zone,
     parent_id uuid,
     parent_number integer,
-    parent_close text
+    parent_close text,
+    numbers text DEFAULT '{}'::text NOT NULL,
+    recurred_into uuid
 )
 WITH (fillfactor='90');
 
@@ -185,7 +188,9 @@ CREATE VIEW romancy.run_shown AS
     run.wish_suspend,
     run.wish_cancel,
     run.deletion_policy,
-    run.ttl_seconds
+    run.ttl_seconds,
+    run.numbers,
+    run.recurred_into
    FROM ((romancy.run
      LEFT JOIN romancy.due ON ((due.id = run.id)))
      LEFT JOIN romancy.worker ON ((worker.id = due.worker_id)));
@@ -243,6 +248,13 @@ CREATE TABLE romancy.subscription (
     key uuid NOT NULL
 );
 
+CREATE TABLE romancy.value (
+    run_id uuid NOT NULL,
+    name text NOT NULL,
+    number integer NOT NULL,
+    payload text NOT NULL
+);
+
 ALTER TABLE romancy.worker ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME romancy.worker_id_seq
     START WITH 1
@@ -296,6 +308,9 @@ ALTER TABLE ONLY romancy.shape
 
 ALTER TABLE ONLY romancy.subscription
     ADD CONSTRAINT subscription_pkey PRIMARY KEY (run_id, number);
+
+ALTER TABLE ONLY romancy.value
+    ADD CONSTRAINT value_pkey PRIMARY KEY (run_id, name);
 
 ALTER TABLE ONLY romancy.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);

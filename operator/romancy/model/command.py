@@ -87,7 +87,14 @@ class Post:
     outgoing: Outgoing
 
 
-Command = RunActivity | StartTimer | CancelActivity | CancelTimer | WriteLog | Post
+@record
+class Patch:
+    """The code takes the new path at this gate: an entry says so, and every replay takes it too."""
+
+    id: str
+
+
+Command = RunActivity | StartTimer | CancelActivity | CancelTimer | WriteLog | Post | Patch
 
 
 class End(StrEnum):
@@ -96,11 +103,12 @@ class End(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     CANCELLED = "Cancelled"
+    RECURRED = "Recurred"  # the run goes on with a new input and an empty history
 
 
 @record
 class Outcome:
-    """The end of a run: its output, or why there is none. `payload` is the exact JSON text of the output."""
+    """The end of a run: its output, or why there is none. `payload` is the exact JSON text of the output, or the next input."""
 
     end: End
     payload: str | None = None

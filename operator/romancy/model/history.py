@@ -20,6 +20,7 @@ class Kind(StrEnum):
     CHILD_COMPLETED = "ChildCompleted"
     CHILD_FAILED = "ChildFailed"
     CHILD_CANCELLED = "ChildCancelled"
+    PATCHED = "Patched"  # the code took the new path at a gate; the name is the gate's
     EVENT_RECEIVED = "EventReceived"  # payload: when it arrived, and the event
 
 

@@ -16,6 +16,8 @@ class OutboxKind(StrEnum):
     UNSUBSCRIBE = "Unsubscribe"
     START_CHILD = "StartChild"
     CANCEL_CHILD = "CancelChild"
+    SET_VALUE = "SetValue"
+    RECUR = "Recur"  # the run begins anew; numbered by minus its claim, since it is for that claim alone
     ENDED = "Ended"  # the run is done: what it has open elsewhere is closed
 
 

@@ -1,5 +1,6 @@
 """A run: one execution of a workflow, its identity, its phase, and what may follow which phase."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -63,6 +64,7 @@ class Reason(StrEnum):
     TIMER = "WaitingForTimer"
     EVENT = "WaitingForEvent"
     CHILD = "WaitingForChild"
+    RECURRED = "Recurred"
     NOTHING_OPEN = "WaitingForNothing"
     DRAINED = "Drained"
     SUSPENDED = "Suspended"
@@ -167,6 +169,8 @@ class Run:
     failure: str | None  # model.failure as JSON text
     is_resource: bool
     wishes: Wishes
+    numbers: Mapping[str, int] = field(default_factory=dict)  # what its iteration counts on from; empty in the first
+    recurred_into: UUID | None = None  # this is a former iteration of that run
 
     @property
     def is_done(self) -> bool:
@@ -188,6 +192,11 @@ def run_id_of(namespace: str, name: str) -> UUID:
 def child_id_of(parent: UUID, number: int) -> UUID:
     """The id of a child that is given no name: the same on each replay (RFC 9562, section 5.5)."""
     return uuid5(parent, f"child/{number}")
+
+
+def iteration_id_of(run_id: UUID, claim: int) -> UUID:
+    """The id under which an iteration of a run is kept when the next one begins."""
+    return uuid5(run_id, f"iteration/{claim}")
 
 
 def queue_of(workflow: str, python: str | None = None) -> str:

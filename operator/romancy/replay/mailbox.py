@@ -10,12 +10,21 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
-from romancy.model.event import CloudEvent, Scalar, Where, attributes_of, key_of, matches, of_json
+from romancy.model.event import CloudEvent, Where, attributes_of, key_of, matches, of_json
 from romancy.model.history import Entry
 from romancy.model.outbox import OutboxKind
 from romancy.replay.loop import RunFuture, RunLoop
 
 Key = tuple[UUID, bool]
+
+
+class Arrived:
+    """An event that this run has been sent. `inbox` is the number of its message."""
+
+    __slots__ = ("attributes", "event", "inbox")
+
+    def __init__(self, event: CloudEvent, inbox: int) -> None:
+        self.event, self.inbox, self.attributes = event, inbox, attributes_of(event)
 
 
 class _Wanted:
@@ -32,7 +41,7 @@ class _Wanted:
 class Wait(_Wanted):
     """Somebody awaits one event."""
 
-    def __init__(self, type: str, where: Where, future: "asyncio.Future[CloudEvent]") -> None:
+    def __init__(self, type: str, where: Where, future: "asyncio.Future[Arrived]") -> None:
         super().__init__(type, where)
         self.future = future
 
@@ -43,7 +52,7 @@ class Stream(_Wanted):
     def __init__(self, type: str, where: Where, since: datetime) -> None:
         super().__init__(type, where)
         self.since = since
-        self.queue: asyncio.Queue[CloudEvent] = asyncio.Queue()
+        self.queue: asyncio.Queue[Arrived] = asyncio.Queue()
         self.receivers = 0
 
 
@@ -58,29 +67,28 @@ class Mailbox:
         self._loop, self._post = loop, post
         self._waits: list[Wait] = []
         self._streams: list[Stream] = []
-        self._kept: list[tuple[CloudEvent, dict[str, Scalar]]] = []
+        self._kept: list[Arrived] = []
         self._subscribed: dict[
             Key, int
         ] = {}  # the numbers of what is subscribed to; a wait looks back, a stream does not
         self._is_changed = False
 
-    def wait(self, type: str, where: Where) -> "asyncio.Future[CloudEvent]":
+    def wait(self, type: str, where: Where) -> "asyncio.Future[Arrived]":
         """One event that arrived since the run began, or will, and that the run has not had yet."""
         future = RunFuture(loop=self._loop)
-        for nth, (event, attributes) in enumerate(self._kept):
-            if matches(type, where, event, attributes):
+        for nth, arrived in enumerate(self._kept):
+            if matches(type, where, arrived.event, arrived.attributes):
                 del self._kept[nth]
-                future.set_result(event)
+                future.set_result(arrived)
                 return future
         self._waits.append(Wait(type, where, future))
         self._is_changed = True
         return future
 
-    def give_back(self, future: "asyncio.Future[CloudEvent]") -> None:
+    def give_back(self, future: "asyncio.Future[Arrived]") -> None:
         """Whoever waited was cancelled; what it was about to get is for the next."""
         if future.done() and not future.cancelled():
-            event = future.result()
-            self._kept.insert(0, (event, attributes_of(event)))
+            self._kept.insert(0, future.result())
 
     def open(self, type: str, where: Where, *, since: datetime) -> Stream:
         """All events that arrive from this moment on, until `close`."""
@@ -90,28 +98,30 @@ class Mailbox:
         return stream
 
     def close(self, stream: Stream) -> None:
-        """Nothing more is wanted of it."""
+        """Nothing more is wanted of it. What it has and nobody has received is kept for a wait."""
         if stream in self._streams:
             self._streams.remove(stream)
             self._is_changed = True
+        while not stream.queue.empty():
+            self._kept.append(stream.queue.get_nowait())
 
     def deliver(self, entry: Entry) -> None:
         """An event has come."""
         told = json.loads(entry.payload)
-        event, arrived_at = of_json(told["event"]), datetime.fromisoformat(told["at"])
-        attributes = attributes_of(event)
+        assert entry.inbox is not None
+        arrived, arrived_at = Arrived(of_json(told["event"]), entry.inbox), datetime.fromisoformat(told["at"])
         is_taken = False
         for stream in self._streams:
-            if stream.since <= arrived_at and matches(stream.type, stream.where, event, attributes):
-                self._loop.context.run(stream.queue.put_nowait, event)
+            if stream.since <= arrived_at and _is_for(stream, arrived):
+                self._loop.context.run(stream.queue.put_nowait, arrived)
                 is_taken = True
         for wait in self._waits:
-            if not wait.future.done() and matches(wait.type, wait.where, event, attributes):
-                self._loop.context.run(wait.future.set_result, event)
+            if not wait.future.done() and _is_for(wait, arrived):
+                self._loop.context.run(wait.future.set_result, arrived)
                 self._is_changed = is_taken = True
                 break
         if not is_taken:
-            self._kept.append((event, attributes))
+            self._kept.append(arrived)
 
     def settle(self) -> None:
         """At the end of a step: subscribe to what is wanted now, and no more to what is not.
@@ -141,8 +151,16 @@ class Mailbox:
         waits = [str(wait) for wait in self._waits if not wait.future.done()]
         return waits + [str(stream) for stream in self._streams if stream.receivers]
 
+    def kept(self) -> list[int]:
+        """The numbers of the messages whose events nobody has taken."""
+        return [arrived.inbox for arrived in self._kept]
+
     def discard(self) -> None:
         """The run goes out of memory."""
         self._waits.clear()
         self._streams.clear()
         self._kept.clear()
+
+
+def _is_for(wanted: _Wanted, arrived: Arrived) -> bool:
+    return matches(wanted.type, wanted.where, arrived.event, arrived.attributes)

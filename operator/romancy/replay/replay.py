@@ -1,7 +1,7 @@
 """A replay: one run's code driven by its history, one entry at a time, live as after a crash."""
 
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
@@ -11,6 +11,7 @@ from romancy.model.command import (
     CancelTimer,
     Command,
     Outcome,
+    Patch,
     Post,
     RunActivity,
     StartChild,
@@ -27,6 +28,7 @@ from romancy.replay.matching import ACTIVITY, CHILD, TIMER, Key, Numbered, check
 # What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
 _STUBBORN: Final[list[object]] = []
 _OUTBOX: Final = "outbox"
+ITERATION: Final = "iteration"
 
 
 class ActivityFuture(RunFuture):
@@ -126,6 +128,8 @@ class Replay:
         started_at: the run's clock before its first entry, by the database's clock.
         monotonic: only to bound the time of a step; it decides nothing else.
         step_seconds_max: the longest step.
+        numbers: what an iteration counts on from, so that its commands are not taken for those of the one before.
+        patches: the gates at which this history took the new path.
 
     Attributes:
         outcome: how the run ended; None while it is open.
@@ -143,6 +147,8 @@ class Replay:
         started_at: datetime,
         monotonic: Callable[[], float],
         step_seconds_max: float = 10.0,
+        numbers: Mapping[str, int] | None = None,
+        patches: Iterable[str] = (),
     ) -> None:
         self.loop = new_loop(self, monotonic=monotonic, step_seconds_max=step_seconds_max)
         self.started_at = started_at
@@ -155,7 +161,9 @@ class Replay:
         self.is_replaying = False
         self._program = program
         self._root: RunTask | None = None
-        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, _OUTBOX: 0}
+        self.began_at = dict(numbers or {})
+        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, _OUTBOX: 0} | self.began_at
+        self._gates: dict[str, bool] = dict.fromkeys(patches, True)
         self._open: dict[Key, _Open] = {}
         self._abandoned: dict[Key, Numbered] = {}  # cancelled by the code: late answers are seen by nobody
         self._issued: list[Command] = []
@@ -226,7 +234,12 @@ class Replay:
     @property
     def has_posted(self) -> bool:
         """The code has sent something: it may have something open elsewhere."""
-        return self._numbers[_OUTBOX] > 0
+        return self._numbers[_OUTBOX] > self.began_at.get(_OUTBOX, 0)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What the next iteration counts on from."""
+        return {**self._numbers, ITERATION: self.began_at.get(ITERATION, 1) + 1}
 
     def open_timer(self, number: int) -> StartTimer | None:
         """The timer of that number, if the code still waits for it."""
@@ -348,6 +361,16 @@ class Replay:
             self._issue(Post(Outgoing(number, kind, payload)))
         return number
 
+    def patched(self, id: str) -> bool:
+        """Whether to take the new path at a gate: yes, unless this run has passed it by the old one."""
+        self.check_open()
+        if id not in self._gates:
+            # What ran before this code came is the past, whether it left an entry or not.
+            self._gates[id] = not self._is_posted
+            if self._gates[id]:
+                self._issue(Patch(id))
+        return self._gates[id]
+
     def write_log(self, level: str, event: str, fields: Iterable[tuple[str, object]] = ()) -> None:
         """A line of the workflow's own: silent while replaying."""
         self.check_open()
@@ -402,7 +425,7 @@ class Replay:
 
     def _deliver(self, entry: Entry) -> None:
         match entry.kind:
-            case Kind.STARTED:
+            case Kind.STARTED | Kind.PATCHED:
                 pass
             case Kind.CANCEL_REQUESTED:
                 self._cancel(entry)
@@ -469,7 +492,7 @@ class Replay:
                 return (TIMER, command.number) in self._open
             case CancelActivity(is_shielded=True):
                 return (ACTIVITY, command.number) in self._open
-            case CancelActivity() | CancelTimer() | WriteLog() | Post():
+            case CancelActivity() | CancelTimer() | WriteLog() | Post() | Patch():
                 return True
             case _:
                 assert_never(command)

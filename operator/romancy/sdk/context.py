@@ -4,17 +4,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 from uuid import UUID
 
-from romancy.errors import DefinitionError
+from romancy.errors import DefinitionError, RecurInvalidError
 from romancy.model.event import CloudEvent
-from romancy.replay.replay import Replay
-from romancy.sdk import child, saga
+from romancy.replay.replay import ITERATION, Replay
+from romancy.sdk import child, saga, values
 from romancy.sdk import event as events
 from romancy.sdk.activity import Activity
 from romancy.sdk.child import ChildHandle
 from romancy.sdk.event import Event, Subscription
+from romancy.sdk.saga import Recurs
 
 if TYPE_CHECKING:
     from romancy.sdk.workflow import Workflow
@@ -54,10 +55,13 @@ class Logger:
 class WorkflowContext:
     """Handed to a workflow whose first parameter is annotated with it."""
 
-    def __init__(self, replay: Replay, info: RunInfo) -> None:
+    def __init__(self, replay: Replay, info: RunInfo, workflow: "Workflow[..., Any]") -> None:
         self._replay = replay
         self._info = info
-        self._random = Random(info.id.bytes)  # the run's own: the same on each replay
+        self._workflow = workflow
+        # The run's own, and its iteration's: the same on each replay.
+        iteration = replay.began_at.get(ITERATION, 1)
+        self._random = Random(info.id.bytes + (iteration.to_bytes(8) if iteration > 1 else b""))
         self.logger = Logger(replay)
 
     @property
@@ -146,7 +150,7 @@ class WorkflowContext:
             except asyncio.CancelledError:
                 mailbox.give_back(waiting)
                 raise
-        return events.received(event, found)
+        return events.received(event, found.event)
 
     @overload
     def subscribe[E: Event](self, event: type[E], *, where: Mapping[str, Any] | None = None) -> Subscription[E]: ...
@@ -173,6 +177,61 @@ class WorkflowContext:
         """
         self._replay.check_open()
         return child.start(self._replay, workflow, args, kwargs)
+
+    def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """End this iteration, and begin the next one with these arguments: same name, empty history.
+
+        For what runs for ever. What is registered to be compensated is forgotten, as when a run succeeds; children that were not
+        abandoned are cancelled; events that nobody has taken are kept for the next iteration. The history of this one stays
+        readable under an id of its own. The run's timeout begins anew.
+
+        Raises:
+            RecurInvalidError: the arguments are not the workflow's own, or another task than the workflow function calls.
+            PayloadError: one can't be stored.
+        """
+        self._replay.check_open()
+        if asyncio.current_task() is not self._replay.root:
+            raise RecurInvalidError(
+                "ctx.recur was called in a task that the workflow has made",
+                hint="let the task end, and call it in the workflow function itself",
+            )
+        try:
+            text = self._workflow.encode_input(args, kwargs)
+        except TypeError as error:
+            raise RecurInvalidError(
+                f"ctx.recur got arguments that workflow {self._workflow.name!r} does not take: {error}",
+                hint="give what the workflow itself takes, without the context",
+            ) from error
+        raise Recurs(text)
+
+    def set_value(self, name: str, value: Any) -> None:
+        """Set something that outsiders can read, by `Handle.values`: progress, a link, what is waited for.
+
+        Args:
+            name: 1 to 100 characters.
+            value: anything that JSON holds.
+
+        Raises:
+            ValueInvalidError: the name is too long, or the run has too many of them.
+            PayloadError: the value can't be stored.
+        """
+        self._replay.check_open()
+        values.post(self._replay, name, value)
+
+    def patched(self, id: str) -> bool:
+        """Whether to take the new path of a change of this code.
+
+        True in runs that come here for the first time, and for ever in those; False in runs that have come here by the old code.
+        Guard the change, and keep the old path while such runs are open:
+
+            if ctx.patched("check-stock"):
+                await check_stock(order)
+
+        Raises:
+            ValueInvalidError: the id is no text of 1 to 100 characters.
+        """
+        self._replay.check_open()
+        return self._replay.patched(values.checked_name(id, "ctx.patched"))
 
     def compensate(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Register an activity to be run, with these arguments, if the workflow fails or is cancelled.

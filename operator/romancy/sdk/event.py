@@ -217,7 +217,7 @@ class Subscription[E]:
                 found = await stream.queue.get()
         finally:
             stream.receivers -= 1
-        return received(self._event, found)  # type: ignore[no-any-return]
+        return received(self._event, found.event)  # type: ignore[no-any-return]
 
     async def __aiter__(self) -> AsyncIterator[E]:
         while True:

@@ -74,6 +74,14 @@ class Saga:
         return failed
 
 
+class Recurs(BaseException):
+    """Leaves the workflow function: the run goes on with another input. No `except Exception` stops it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 async def run_to_end(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]]) -> Outcome:
     """Run a workflow's body, then its remaining tasks, then what must be taken back; how it ended.
 
@@ -95,6 +103,10 @@ async def _outcome(replay: Replay, body: Callable[[], Coroutine[Any, Any, str]])
         await _meet_cancel()
     except (RunDiscarded, GeneratorExit, KeyboardInterrupt):
         raise
+    except Recurs as recurs:
+        replay.is_closing = True
+        await _end_tasks(replay)
+        return Outcome(End.RECURRED, payload=recurs.text)
     except (
         BaseException
     ) as raised:  # also SystemExit, or one of the code's own: it is the run that fails, not its worker

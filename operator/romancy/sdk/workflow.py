@@ -163,7 +163,7 @@ class Workflow[**P, R]:
 
             async def body() -> str:
                 args, kwargs = self.signature.unbind(arguments)
-                first = (WorkflowContext(replay, info),) if self._takes_context else ()
+                first = (WorkflowContext(replay, info, self),) if self._takes_context else ()
                 result = await self.fn(*first, *args, **kwargs)
                 return self.signature.result.encode(result)
 

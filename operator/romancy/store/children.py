@@ -1,9 +1,9 @@
 """Children: runs that a run has started. How they end, their parent is told; how it ends, ends those that it takes with it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from romancy.errors import RunExistsError
@@ -14,6 +14,8 @@ from romancy.model.run import Form, NewRun, Parent, ParentClose, Phase, Reason
 from romancy.store.messages import Messages
 from romancy.store.queries import SQL
 from romancy.store.runs import Runs
+
+_ALL: Final = 2**31 - 1
 
 
 class Children(Runs, Messages):
@@ -50,12 +52,21 @@ class Children(Runs, Messages):
             )
             for row in ended
         ]
+        await self.send(told)
+        await self.end_children(dict.fromkeys(run_ids, _ALL))
+
+    async def end_children(self, upto: Mapping[UUID, int]) -> None:
+        """Cancel the open children that end with these runs, or with an iteration of theirs.
+
+        Args:
+            upto: the number of the last child, by the run that has ended.
+        """
         content = json.dumps({"reason": Reason.PARENT_ENDED, "message": "the run that started it has ended"})
         cancels = [
             Message(row["id"], MessageKind.CANCEL, f"parent:{row['parent_id']}", content)
-            for row in await self._read_open_children(run_ids)
+            for row in await self._read_open_children(upto)
         ]
-        await self.send(told + cancels)
+        await self.send(cancels)
 
     async def _read_parents(self, run_ids: Sequence[UUID]) -> dict[UUID, tuple[UUID | None, int | None]]:
         rows = await self._fetch(SQL.read_parents(run_ids=list(run_ids)))
@@ -64,8 +75,8 @@ class Children(Runs, Messages):
     async def _read_ended(self, run_ids: Sequence[UUID]) -> Sequence[Any]:
         return await self._fetch(SQL.read_ended(run_ids=list(run_ids)))
 
-    async def _read_open_children(self, run_ids: Sequence[UUID]) -> Sequence[Any]:
-        return await self._fetch(SQL.read_open_children(run_ids=list(run_ids)))
+    async def _read_open_children(self, upto: Mapping[UUID, int]) -> Sequence[Any]:
+        return await self._fetch(SQL.read_open_children(run_ids=list(upto), numbers=list(upto.values())))
 
 
 def _new_of(row: OutboxRow) -> NewRun:

@@ -80,6 +80,7 @@ class Claims(Histories, Outbox):
                 attempts=still_open(attempts.get(row["id"], ()), histories.get(row["id"], ())),
                 outbox=tuple(outboxes.get(row["id"], ())),
                 is_child=row["is_child"],
+                numbers=json.loads(row["numbers"]),
             )
             for row in (begun[run_id] for run_id in run_ids if run_id in begun)
         ]

@@ -116,6 +116,7 @@ class ClaimedRun:
     attempts: tuple[Attempt, ...]
     outbox: tuple[OutboxRow, ...] = ()  # what nobody has sent yet
     is_child: bool = False  # another run waits to hear how it ends
+    numbers: Mapping[str, int] = field(default_factory=dict)  # what its iteration counts on from
 
 
 # --- what a worker writes: at most one RunWrite a run is on its way at a time -----------------------------------------
@@ -332,6 +333,10 @@ class Store(Protocol):
     # outbox
     async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
         """Send what runs have put there; twice is once."""
+        ...
+
+    async def read_values(self, run_id: UUID) -> dict[str, str]:
+        """What a run shows to outsiders: JSON texts by name."""
         ...
 
     async def read_left(self, *, limit: int) -> list[OutboxRow]:

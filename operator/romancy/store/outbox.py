@@ -1,5 +1,6 @@
 """The outbox: what runs have put there is carried out, by kinds, whole batches at once."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -7,10 +8,11 @@ from uuid import UUID
 from romancy.model.outbox import OutboxKind, OutboxRow
 from romancy.store.children import Children
 from romancy.store.events import Events
+from romancy.store.iterations import Iterations
 from romancy.store.queries import SQL
 
 
-class Outbox(Children, Events):
+class Outbox(Children, Events, Iterations):
     """The part of the store that sends what runs have written."""
 
     async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
@@ -32,13 +34,32 @@ class Outbox(Children, Events):
             await self.start_children(starts)
         if cancels := of(OutboxKind.CANCEL_CHILD):
             await self.cancel_children(cancels)
+        if values := of(OutboxKind.SET_VALUE):
+            await self.set_values(values)
+        if recurs := of(OutboxKind.RECUR):
+            await self.end_children({row.run_id: json.loads(row.payload)["numbers"]["child"] for row in recurs})
+            await self.recur(recurs)
         if ended := of(OutboxKind.ENDED):
             await self.unsubscribe_all([row.run_id for row in ended])
             await self.close_runs([row.run_id for row in ended])
-        await self._delete_sent(rows)
+        # What asks for another iteration is deleted by whoever begins it.
+        if sent := [row for row in rows if row.kind is not OutboxKind.RECUR]:
+            await self._delete_sent(sent)
 
     async def _delete_sent(self, rows: Sequence[OutboxRow]) -> None:
         await self._fetch(SQL.delete_sent(run_ids=[row.run_id for row in rows], numbers=[row.number for row in rows]))
+
+    async def read_values(self, run_id: UUID) -> dict[str, str]:
+        """What a run shows to outsiders: JSON texts by name; also what is on its way."""
+        # The outbox first: what has left it meanwhile is in the table.
+        coming = (await self.read_outboxes([run_id])).get(run_id, [])
+        values = await self.read_set_values(run_id)
+        for row in coming:
+            if row.kind is OutboxKind.SET_VALUE:
+                asked = json.loads(row.payload)
+                if asked["name"] not in values or values[asked["name"]][0] < row.number:
+                    values[asked["name"]] = (row.number, asked["value"])
+        return {name: text for name, (_, text) in sorted(values.items())}
 
     async def read_outboxes(self, run_ids: Sequence[UUID]) -> dict[UUID, list[OutboxRow]]:
         """What these runs have put there and nobody has sent, in order."""

@@ -142,6 +142,8 @@ def run_of(row: Any) -> Run:
         failure=row["failure"],
         is_resource=row["is_resource"],
         wishes=wishes_of(row),
+        numbers=json.loads(row["numbers"]),
+        recurred_into=row["recurred_into"],
     )
 
 

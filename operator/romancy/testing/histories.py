@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from romancy.errors import BlockingError, InputInvalidError, RomancyError
-from romancy.model.command import Outcome, WriteLog
+from romancy.model.command import End, Outcome, WriteLog
 from romancy.model.history import Entry, Kind
 from romancy.model.run import Form, Phase, Run, Wishes
 from romancy.replay.replay import Replay
@@ -31,6 +31,8 @@ def export(run: Run, history: list[Entry]) -> str:
         "created_at": run.created_at.isoformat(),
         "started_at": run.started_at and run.started_at.isoformat(),
         "output": run.output,
+        "numbers": dict(run.numbers),
+        "recurred_into": run.recurred_into and str(run.recurred_into),
     }
     entries = [
         {
@@ -100,6 +102,8 @@ def _otherwise(run: Run, history: list[Entry], outcome: Outcome | None, warnings
         return None if outcome is None else f"the code has ended after {len(history)} entries, but the run goes on"
     if outcome is None:
         return f"the run has ended after {len(history)} entries, but the code waits for more"
+    if run.recurred_into is not None:
+        return None if outcome.end is End.RECURRED else "the code ends, where the run began anew"
     if outcome.payload != run.output:
         return f"it gives {outcome.payload} where the run gave {run.output}"
     return None
@@ -118,7 +122,13 @@ def replayed(run: Run, workflow: Workflow[..., object], history: list[Entry]) ->
         labels=run.labels,
         started_at=run.started_at,
     )
-    replay = Replay(workflow.program(arguments, info), started_at=run.started_at, monotonic=time.monotonic)
+    replay = Replay(
+        workflow.program(arguments, info),
+        started_at=run.started_at,
+        monotonic=time.monotonic,
+        numbers=run.numbers,
+        patches=[entry.name for entry in history if entry.kind is Kind.PATCHED],
+    )
     try:
         commands = replay.advance(history, replaying=True)
         lines = [dict(command.fields) for command in commands if isinstance(command, WriteLog)]
@@ -152,6 +162,8 @@ def _run_of(kept: dict[str, Any]) -> Run:
         failure=None,
         is_resource=False,
         wishes=Wishes(),
+        numbers=dict(kept.get("numbers") or {}),
+        recurred_into=UUID(kept["recurred_into"]) if kept.get("recurred_into") else None,
     )
 
 

@@ -17,6 +17,9 @@ PROCESS: Final[ContextVar["Body | None"]] = ContextVar("process", default=None)
 """The process that a task or callback belongs to; None: the world outside."""
 
 
+_CANCELLED_MAX: Final = 100
+
+
 class StuckError(AssertionError):
     """Nothing is ready and nothing will ever be, though somebody waits."""
 
@@ -77,6 +80,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         self.turns += 1
+        self._forget_cancelled()
         scheduled, ready = self._scheduled, self._ready
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
@@ -97,6 +101,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 body.held.append(handle)
             else:
                 handle._run()
+
+    def _forget_cancelled(self) -> None:
+        """Time may stand still for long, and cancelled timers would pile up: away with them, as asyncio's own loop does."""
+        cancelled: int = self._timer_cancelled_count  # type: ignore[has-type]
+        if cancelled > _CANCELLED_MAX and 2 * cancelled > len(self._scheduled):
+            self._scheduled = [timer for timer in self._scheduled if not timer._cancelled]
+            heapq.heapify(self._scheduled)
+            self._timer_cancelled_count = 0
 
     def _in_order(self, ready: "deque[asyncio.Handle]") -> "list[asyncio.Handle]":
         """Take away what is ready, process by process in an order drawn by lot."""

@@ -21,6 +21,7 @@ from romancy.testing.memory.children import Children
 from romancy.testing.memory.claims import Claims
 from romancy.testing.memory.events import Events
 from romancy.testing.memory.history import History
+from romancy.testing.memory.iterations import Iterations
 from romancy.testing.memory.journal import Journal
 from romancy.testing.memory.messages import Messages
 from romancy.testing.memory.mirror import Mirror
@@ -40,7 +41,9 @@ class ValueRefusedError(OSError):
     sqlstate = "22000"
 
 
-class MemoryDatabase(Children, Claims, Events, History, Journal, Messages, Mirror, Notify, Resources, Workers):
+class MemoryDatabase(
+    Children, Claims, Events, History, Iterations, Journal, Messages, Mirror, Notify, Resources, Workers
+):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.
 
     Args:

@@ -44,7 +44,14 @@ BEGINS_AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 PERIOD_SECONDS: Final = 3600.0
 """Of the lease and of the slow poll: time jumps from one to the next, and a month has few of them."""
 _LOST: Final = WorkerLostError.__name__
-_FLUSHES: Final = frozenset({SQL.flush.text, SQL.flush_entries.text})
+_SAVES: Final = frozenset(
+    query.text
+    for query in (
+        *(SQL.flush, SQL.flush_entries, SQL.subscribe, SQL.unsubscribe, SQL.start_runs, SQL.send, SQL.recur),
+        *(SQL.set_values, SQL.unsubscribe_all, SQL.delete_sent),
+    )
+)
+"""What a process writes for its runs: it may die before and after each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +67,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The process dies at its flush of that number, from 0: before it is applied, or after, with the answer unheard."""
+    """The process dies at its save of that number, from 0: before it is applied, or after, with the answer unheard."""
 
-    flush: int
+    save: int
     is_applied: bool
 
     def __str__(self) -> str:
-        return f"crash at save {self.flush + 1}, {'after' if self.is_applied else 'before'} it was applied"
+        return f"crash at save {self.save + 1}, {'after' if self.is_applied else 'before'} it was applied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Simulation:
     """Runs of workflows in a test; the pytest fixture `sim` is one. `close` it, or use it in a `with`."""
 
     def __init__(self, *, crash: Crash | None = None) -> None:
-        self.deaths = self.flushes = 0
+        self.deaths = self.saves = 0
         self._crash = crash
         self._loop = VirtualLoop(Random(0))
         self._clock = _Clock(self._loop)
@@ -125,6 +132,7 @@ class Simulation:
         self._settings = DatabaseSettings()
         self._client = Client("memory")
         self._client.store = MemoryStore(self._database, self._settings)
+        self._client.clock = self._clock
         self._workflows: dict[str, Workflow[..., Any]] = {}
         self._process: _Process | None = None
         self._bodies: list[Body] = []
@@ -133,6 +141,7 @@ class Simulation:
         self._definitions: dict[str, Activity[..., Any]] = {}  # of what was called, by name
         self._fakes: dict[str, Callable[..., Any]] = {}
         self._failures: dict[str, deque[tuple[Exception, int | None]]] = {}
+        self._plays: list[Callable[[Simulation, SimulatedRun[Any]], object]] = []
         self._dead_worker: int | None = None
         self._saved: frozenset[tuple[UUID, int]] = frozenset()  # ended activities, when the process died
         self._calls_at_death = 0
@@ -163,6 +172,14 @@ class Simulation:
         """Let its next attempts fail with this error: so many, or all. After that it is what it was."""
         self._failures.setdefault(activity.name, deque()).append((error, times))
 
+    def play(self, outside: "Callable[[Simulation, SimulatedRun[Any]], object]") -> None:
+        """What the outside does once `crash_everywhere` has started its run: sends events, lets time pass, cancels.
+
+        Args:
+            outside: called with the simulation and the run; each time with another one.
+        """
+        self._plays.append(outside)
+
     def calls(self, activity: Activity[..., Any]) -> list[dict[str, Any]]:
         """The arguments, by name, of each of its attempts so far."""
         return [call.arguments for call in self._calls if call.activity == activity.name]
@@ -173,28 +190,39 @@ class Simulation:
         """Start a run. It goes on whenever something is asked of the simulation.
 
         Raises:
-            DefinitionError: another workflow of that name was started before.
+            DefinitionError: another workflow of that name is offered already.
         """
-        known = self._workflows.get(workflow.name)
-        if known is not None and known.fn is not workflow.fn:
-            raise DefinitionError(
-                f"two workflows are named {workflow.name!r}: {known.where} and {workflow.where}", hint="rename one"
-            )
-        if known is None:
-            self._workflows[workflow.name] = workflow
-            if self._process is not None:
-                self.ask(self._process.worker.drain())  # the next one offers this workflow as well
-                self._process = None
+        self.offer(workflow)
         handle = self.ask(self._client.start(workflow, *args, **kwargs))
         assert handle.id is not None
         return SimulatedRun(self, handle, handle.id)
+
+    def offer(self, *workflows: Workflow[..., Any]) -> None:
+        """Have workflows executed that are not started here, but by runs or events. `start` offers what it starts.
+
+        Raises:
+            DefinitionError: another workflow of that name is offered already.
+        """
+        new = []
+        for workflow in workflows:
+            known = self._workflows.get(workflow.name)
+            if known is None:
+                new.append(workflow)
+            elif known.fn is not workflow.fn:
+                raise DefinitionError(
+                    f"two workflows are named {workflow.name!r}: {known.where} and {workflow.where}", hint="rename one"
+                )
+        self._workflows |= {workflow.name: workflow for workflow in new}
+        if new and self._process is not None:
+            self.ask(self._process.worker.drain())  # the next one offers these as well
+            self._process = None
 
     def run[**P, R](self, workflow: Workflow[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a run; its result, or what it failed with."""
         return self.start(workflow, *args, **kwargs).result()
 
     def send_event(self, event: Event | str, data: Any = None, **attributes: Any) -> Receipt:
-        """Send an event, as `Client.send_event` does."""
+        """Send an event, as `Client.send_event` does; its time is the simulation's."""
         return self.ask(self._client.send_event(event, data, **attributes))
 
     def advance(self, by: timedelta | float) -> None:
@@ -215,6 +243,10 @@ class Simulation:
     def history(self, run_id: UUID) -> list[Entry]:
         """What is saved of a run."""
         return self.ask(self._client.store.read_history(run_id))
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Turn until this holds; asked after each save."""
+        self._run(self._wait(holds, None))
 
     def until_ended(self, run_id: UUID) -> None:
         """Turn until a run has ended.
@@ -238,7 +270,7 @@ class Simulation:
             AssertionError: says at which crash something else came out.
         """
         with self._anew(None) as undisturbed:
-            expected, saves = undisturbed._end(workflow, *args, **kwargs), undisturbed.flushes
+            expected, saves = undisturbed._end(workflow, *args, **kwargs), undisturbed.saves
         crashes = [Crash(number, is_applied) for number in range(saves) for is_applied in (False, True)]
         for crash in crashes:
             with self._anew(crash) as disturbed:
@@ -333,7 +365,9 @@ class Simulation:
     def _anew(self, crash: Crash | None) -> "Simulation":
         """Another one with the same fakes and failures."""
         made = Simulation(crash=crash)
+        made._workflows = dict(self._workflows)
         made._fakes = dict(self._fakes)
+        made._plays = list(self._plays)
         made._failures = {name: deque(script) for name, script in self._failures.items()}
         return made
 
@@ -348,6 +382,8 @@ class Simulation:
             timeout=given.timeout,
         )
         run = self.start(named, *args, **kwargs)
+        for outside in self._plays:
+            outside(self, run)
         self.until_ended(run.id)
         shown = run.info()
         taken_back = {(call.run_id, call.number) for call in self._calls if call.is_compensation}
@@ -361,9 +397,9 @@ class Simulation:
         self._changed.set()
 
     def is_to_crash(self) -> Crash | None:
-        """The crash that is due at this flush."""
-        number, self.flushes = self.flushes, self.flushes + 1
-        return self._crash if self._crash is not None and self._crash.flush == number else None
+        """The crash that is due at this save."""
+        number, self.saves = self.saves, self.saves + 1
+        return self._crash if self._crash is not None and self._crash.save == number else None
 
     def called(self, command: RunActivity, info: ActivityInfo, arguments: dict[str, Any]) -> None:
         assert isinstance(command.definition, Activity)
@@ -440,7 +476,7 @@ class _Store(MemoryStore):
         self._simulation, self._body = simulation, body
 
     async def execute(self, statement: Statement) -> Any:
-        if statement[0] not in _FLUSHES:
+        if statement[0] not in _SAVES:
             return await super().execute(statement)
         crash = self._simulation.is_to_crash()
         if crash is not None and not crash.is_applied:

@@ -49,6 +49,7 @@ class Delivery:
         seen: the run's inbox version that these are all of.
         timeout_at: when the run's own timeout cancels it.
         timeout_seconds: how long that is.
+        children_from: what comes of children up to this number is for an iteration that is over.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Delivery:
         seen: int,
         timeout_at: datetime | None,
         timeout_seconds: float,
+        children_from: int = 0,
     ) -> None:
         self.is_suspended = False
         self.timeout_at = timeout_at
@@ -66,6 +68,7 @@ class Delivery:
         self._generation = 0  # of the resource's spec, with the newest order that came from it
         self._timeout_seconds = timeout_seconds
         self._delivered = delivered
+        self._children_from = children_from
         # Apart, for what is brought waits while a suspension holds the run, and orders do not.
         self._orders: deque[InboxRow] = deque()
         self._brought: deque[InboxRow] = deque()
@@ -121,8 +124,16 @@ class Delivery:
         for row in rows:
             if row.kind not in _BRING:
                 self._orders.append(row)
-            elif row.number not in self._delivered:
+            elif row.number not in self._delivered and not self._is_of_the_past(row):
                 self._brought.append(row)
+
+    def _is_of_the_past(self, row: InboxRow) -> bool:
+        return row.kind is MessageKind.CHILD and json.loads(row.payload)["number"] <= self._children_from
+
+    def left(self) -> list[int]:
+        """The numbers of messages that are for the code, and are not delivered."""
+        cancels = [row.number for row in self._orders if row.kind is MessageKind.CANCEL]
+        return cancels + [row.number for row in self._brought]
 
     def add_end(self, at: datetime, number: int, kind: Kind, payload: str) -> None:
         """An activity has ended."""

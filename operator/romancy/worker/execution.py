@@ -1,6 +1,7 @@
 """One claimed run in memory: from its replay to its end, or until it is parked, released, blocked or dropped."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from romancy.model.command import (
     Command,
     End,
     Outcome,
+    Patch,
     Post,
     RunActivity,
     StartChild,
@@ -33,8 +35,9 @@ from romancy.model.command import (
 )
 from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind
 from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
-from romancy.model.run import Phase, Reason, timeout_at
-from romancy.replay.replay import Replay
+from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
+from romancy.replay.matching import CHILD
+from romancy.replay.replay import ITERATION, Replay
 from romancy.sdk.context import RunInfo
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
@@ -127,6 +130,7 @@ class Execution:
         self._is_out = True  # it is not in hand: not started, parked, or out of memory
         self._is_leaving = False  # it has been asked to let the run go
         self._is_busy = False  # in the middle of a turn
+        self._is_recurring = False  # the iteration is over
         self._is_wanted = False  # something happened that a turn has to look at
         self._next_turn: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None  # a turn at the moment at which time itself brings something
@@ -141,6 +145,7 @@ class Execution:
             seen=claim.inbox_version if claim else 0,
             timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
             timeout_seconds=claimed.timeout_seconds or 0,
+            children_from=claimed.numbers.get(CHILD, 0),
         )
         self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log)
 
@@ -244,6 +249,8 @@ class Execution:
             started_at=claimed.started_at,
             monotonic=time.monotonic,
             step_seconds_max=self._engine.step_seconds_max,
+            numbers=claimed.numbers,
+            patches=[entry.name for entry in claimed.history if entry.kind is Kind.PATCHED],
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
         self._engine.send_out(claimed.outbox)
@@ -271,22 +278,26 @@ class Execution:
 
     def _replayed(self, issued: Sequence[Command]) -> None:
         """What is still wanted is taken up."""
+        # What was sent first is told first: an entry of a gate alone would not say that something was sent before.
+        is_first = not self._claimed.history and any(isinstance(command, Post) for command in issued)
+        if is_first:
+            self._note(Kind.STARTED)
         self._take(issued)
-        if self._writing.outbox and not self._claimed.history:
-            self._note_start()
         if self._losses > 0:
             self._attempts.note_losses(self._losses)
             self._writing.losses_noted = True
             self._losses = 0
 
-    def _note_start(self) -> None:
-        """The first leg has sent something: an entry says so, or it would send it again after a crash."""
+    def _note(self, kind: Kind, name: str = "") -> None:
+        """An entry that brings nothing, and tells a replay what it can't see otherwise.
+
+        Started: the first leg has sent something, and must not send it again. Patched: the new path was taken.
+        """
         replay = self._replay
         assert replay is not None
-        entry = Entry(replay.position + 1, Kind.STARTED, max(self._engine.now(), replay.now))
+        entry = Entry(replay.position + 1, kind, max(self._engine.now(), replay.now), name=name)
         self._writing.add(entry)
-        if replay.outcome is None:
-            replay.advance([entry])
+        assert not replay.advance([entry]), "an entry that brings nothing asks for nothing"
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what has to be awaited; then comes the next turn."""
@@ -335,7 +346,10 @@ class Execution:
             self._block(error)
             return
         if (outcome := replay.outcome) is not None:
-            self._finish(outcome)
+            if outcome.end is End.RECURRED:
+                self._recur(replay, outcome)
+            else:
+                self._finish(outcome)
             return
         if replay.position >= self._engine.history_entries_max:
             self._block(HistoryTooLongError(entries=replay.position, entries_max=self._engine.history_entries_max))
@@ -448,6 +462,8 @@ class Execution:
                     self._writing.commands.append(command)
                 case Post():
                     self._writing.post(command.outgoing)
+                case Patch():
+                    self._note(Kind.PATCHED, command.id)
                 case _:
                     assert_never(command)
 
@@ -619,6 +635,9 @@ class Execution:
     def _left(self, then: LetGo) -> None:
         """The run is not this worker's any more."""
         match then:
+            case Park() if self._is_recurring:
+                self._log.debug("run_recurred", detail=then.message)
+                self._leave(Left.RELEASED)
             case Park():
                 self._phase, self.parked_until = then.phase, then.wake_at
                 self._log.debug("run_parked", phase=then.phase, reason=then.reason, detail=then.message)
@@ -645,6 +664,24 @@ class Execution:
         for outgoing in self._closing():
             self._writing.post(outgoing)
         self._let_go(_finish(outcome))
+
+    def _recur(self, replay: Replay, outcome: Outcome) -> None:
+        """Put the run away, and have the next iteration begin when that is durable.
+
+        Its claim stands in what is sent: if somebody claims the run before, he comes to the same end, and sends it anew.
+        """
+        self._is_recurring = True
+        asked = {
+            "claim": self.claim_number,
+            "archive": str(iteration_id_of(self.run_id, self.claim_number)),
+            "input": outcome.payload,
+            "numbers": replay.numbers,
+            "seen": self._delivery.seen,
+            "kept": sorted({*replay.mailbox.kept(), *self._delivery.left()}),
+        }
+        self._writing.post(Outgoing(-self.claim_number, OutboxKind.RECUR, json.dumps(asked)))
+        message = f"iteration {replay.numbers[ITERATION]} begins"
+        self._let_go(Park(self._delivery.seen, None, reason=Reason.RECURRED, message=message))
 
     def _closing(self) -> list[Outgoing]:
         """What a run's end sends: what it has open elsewhere is closed."""

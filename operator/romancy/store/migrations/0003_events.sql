@@ -46,13 +46,39 @@ create index subscription_key on subscription (key, run_id);
 alter table run add column parent_id uuid, add column parent_number integer, add column parent_close text;
 create index run_parent on run (parent_id) where parent_id is not null;
 
+-- A run that begins anew keeps its id. The iteration that is over becomes a run of its own that nobody finds by name; `numbers` is what
+-- an iteration counts on from, as JSON.
+alter table run add column numbers text not null default '{}', add column recurred_into uuid;
+
+-- What a run shows to outsiders.
+create table value (
+    run_id  uuid    not null,
+    name    text    not null,
+    number  integer not null,  -- of the outbox row that set it: an older one changes nothing
+    payload text    not null,
+    primary key (run_id, name)
+);
+
+alter table inbox add column is_had boolean not null default false;  -- by an iteration that is over
 alter table inbox add column event_id bigint;  -- what it brings, if that is an event
 create index inbox_event on inbox (event_id) where event_id is not null;
+
+create or replace view run_shown as
+select run.id, run.namespace, run.name, run.workflow, run.input, coalesce(due.form, run.form) as form, run.priority,
+       coalesce(due.phase, run.phase) as phase, coalesce(due.reason, run.reason) as reason,
+       coalesce(due.message, run.message) as message, run.labels::text as labels, run.created_at,
+       coalesce(due.started_at, run.started_at) as started_at, run.finished_at, due.wake_at, worker.name as worker,
+       coalesce(due.python, run.python) as python, run.timeout_seconds, run.output, run.failure, run.is_resource,
+       run.wish_suspend, run.wish_cancel, run.deletion_policy, run.ttl_seconds, run.numbers, run.recurred_into
+  from run
+  left join due on due.id = run.id
+  left join worker on worker.id = due.worker_id;
 
 do $$
 begin
     alter table outbox alter column payload set compression lz4;
     alter table event alter column payload set compression lz4;
+    alter table value alter column payload set compression lz4;
 exception
     when feature_not_supported then null;
 end $$;

@@ -9,8 +9,9 @@ select run.id, run.parent_id, run.parent_number, run.phase, run.reason, run.mess
  where run.id = any(:run_ids::uuid[]) and run.parent_id is not null and run.phase is not null;
 
 -- name: read_open_children
--- The children of these runs that are to be cancelled with them. Index: run_parent, and the primary key of due.
+-- The children of these runs, up to a number, that are to be cancelled with them. Index: run_parent, and the primary key of due.
 select run.id, run.parent_id
-  from run join due on due.id = run.id
- where run.parent_id = any(:run_ids::uuid[]) and run.parent_close = 'Cancel'
+  from unnest(:run_ids::uuid[], :numbers::integer[]) as ended(run_id, number)
+  join run on run.parent_id = ended.run_id and run.parent_number <= ended.number and run.parent_close = 'Cancel'
+  join due on due.id = run.id
  order by run.id;

@@ -88,6 +88,6 @@ select (select count(*) from ended) as ended,
 select inbox.run_id, inbox.number, inbox.kind, inbox.source, coalesce(event.payload, inbox.payload) as payload,
        coalesce(event.at, inbox.at) as at
   from unnest(:run_ids::uuid[], :afters::integer[]) as seen(run_id, after)
-  join inbox on inbox.run_id = seen.run_id and inbox.number > seen.after
+  join inbox on inbox.run_id = seen.run_id and inbox.number > seen.after and not inbox.is_had
   left join event on event.id = inbox.event_id
  order by inbox.run_id, inbox.number;

@@ -136,11 +136,14 @@ run_nowhere as (
      where run.id is null
      group by inbox.run_id limit :limit::integer
 ), mail_twice as (
-    select history.run_id, null::bigint as worker_id,
+    -- A former iteration has its history, and the messages are those of the run.
+    select coalesce(run.recurred_into, history.run_id) as run_id, null::bigint as worker_id,
            format('message %s is in the entries %s', history.inbox, string_agg(history.position::text, ', ' order by history.position)) as found
-      from history left join inbox on inbox.run_id = history.run_id and inbox.number = history.inbox
+      from history
+      left join run on run.id = history.run_id and run.recurred_into is not null
+      left join inbox on inbox.run_id = coalesce(run.recurred_into, history.run_id) and inbox.number = history.inbox
      where history.inbox is not null
-     group by history.run_id, history.inbox
+     group by coalesce(run.recurred_into, history.run_id), history.inbox
     having count(*) > 1 or count(inbox.number) = 0
      limit :limit::integer
 ), cancel_unheard as (

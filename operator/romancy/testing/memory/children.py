@@ -22,10 +22,12 @@ class Children(Tables):
             if run.parent_id is not None and run.phase is not None
         ]
 
-    def read_open_children(self, *, run_ids: Sequence[UUID]) -> list[Row]:
-        parents = set(run_ids)
+    def read_open_children(self, *, run_ids: Sequence[UUID], numbers: Sequence[int]) -> list[Row]:
+        upto = dict(zip(run_ids, numbers, strict=True))
         return [
             {"id": run.id, "parent_id": run.parent_id}
-            for run in sorted(self.run.values(), key=lambda run: run.id)
-            if run.parent_id in parents and run.parent_close == "Cancel" and run.id in self.due
+            for run in (self.run[run_id] for run_id in sorted(self.due))
+            if run.parent_id in upto
+            and run.parent_close == "Cancel"
+            and (run.parent_number or 0) <= upto[run.parent_id]
         ]

@@ -49,6 +49,7 @@ class Claims(Outbox):
                 "timeout_seconds": run.timeout_seconds,
                 "has_outbox": due.id in self.outbox,
                 "is_child": run.parent_id is not None,
+                "numbers": run.numbers,
             }
             for due in (self.due.get(run_id) for run_id in dict.fromkeys(run_ids))
             if due is not None and (run := self.run.get(due.id)) is not None

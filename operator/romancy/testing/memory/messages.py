@@ -102,5 +102,5 @@ class Messages(Tables):
             }
             for run_id, after in zip(run_ids, afters, strict=True)
             for number, row in sorted(self.inbox.get(run_id, {}).items())
-            if number > after
+            if number > after and not row.is_had
         ]

@@ -11,7 +11,7 @@ from romancy.testing.memory.tables import DueRow, MirrorRow, Row, RunRow, Tables
 _OF_RUN = (
     *("id", "namespace", "name", "workflow", "input", "priority", "labels", "created_at", "finished_at"),
     *("timeout_seconds", "output", "failure", "is_resource", "wish_suspend", "wish_cancel", "deletion_policy"),
-    "ttl_seconds",
+    *("ttl_seconds", "numbers", "recurred_into"),
 )
 _OF_BOTH = ("form", "phase", "reason", "message", "started_at", "python")  # while it is open, the due row has them
 
@@ -84,7 +84,9 @@ class Runs(Tables):
         return [self.shown(run_id) for run_id in dict.fromkeys(ids) if run_id in self.run]
 
     def find_run(self, *, namespace: str, name: str) -> list[Row]:
-        found = [run for run in self.run.values() if run.namespace == namespace and run.name == name]
+        found = [
+            run for run in self.run.values() if (run.namespace, run.name, run.recurred_into) == (namespace, name, None)
+        ]
         return self._page(found, lambda _row: True, limit=1)
 
     def list_any_runs(self, *, phases: Sequence[str] | None, limit: int, **where: Any) -> list[Row]:
@@ -117,7 +119,8 @@ class Runs(Tables):
         return [
             run
             for run in runs
-            if namespace in (None, run.namespace)
+            if run.recurred_into is None
+            and namespace in (None, run.namespace)
             and workflow in (None, run.workflow)
             and (not wanted or wanted <= json.loads(run.labels).items())
             and (after_at is None or after_id is None or (run.created_at, run.id) < (after_at, after_id))

@@ -69,6 +69,8 @@ class RunRow:
     parent_id: UUID | None = None
     parent_number: int | None = None
     parent_close: str | None = None
+    numbers: str = "{}"
+    recurred_into: UUID | None = None
 
     def resource_due(self, finished_at: datetime | None, ttl_seconds: int | None) -> datetime | None:
         """When its resource is to be deleted."""
@@ -140,6 +142,7 @@ class InboxRow:
     source: str
     payload: str
     event_id: int | None = None
+    is_had: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,7 @@ class Tables:
     event: dict[int, EventRow] = field(default_factory=dict)
     events_ever: int = 0
     shape: set[tuple[str, str]] = field(default_factory=set)
+    value: dict[UUID, dict[str, tuple[int, str]]] = field(default_factory=dict)
     subscription: dict[UUID, dict[int, UUID]] = field(default_factory=dict)
     burial_checked_at: datetime = field(init=False)
     workers_ever: int = 0
