@@ -417,3 +417,68 @@ async def test_anything_that_json_holds_can_be_sent(running: Running) -> None:
         await app.send_event("com.shop.paid", data, id="e1")
 
         assert (await handle.result())["data"] == data
+
+
+# --- events that start workflows ------------------------------------------------------------------------------------------
+
+
+@workflow(starts_on=Paid, where={"ok": True})
+async def on_paid(ctx: WorkflowContext, paid: Paid) -> str:
+    await ask_for_payment(paid.order)
+    return f"{paid.order} {ctx.info.labels['event-id']}"
+
+
+async def test_an_event_starts_a_run_once(running: Running) -> None:
+    async with running(on_paid) as app:
+        receipts = [await app.send_event(Paid(order="o1"), id="e1") for _ in range(2)]
+        refused = await app.send_event(Paid(order="o1", ok=False), id="e2")
+        [run] = await app.list()
+        assert await app.handle(run.id).result() == "o1 e1"
+
+    assert [receipt.started for receipt in receipts] == [1, 0]
+    assert refused.started == 0
+    async with Client(app.store.settings) as client:  # while no worker lives
+        assert (await client.send_event(Paid(order="o2"), id="e3")).started == 1
+
+
+async def test_a_workflow_that_events_start_no_more_is_started_by_none(running: Running) -> None:
+    async with running(on_paid):
+        pass
+    async with running(_without(on_paid)) as app:
+        assert (await app.send_event(Paid(order="o1"), id="e1")).started == 0
+
+
+def _without(of: Any) -> Any:
+    async def on_paid(ctx: WorkflowContext, paid: Paid) -> str:
+        return ""
+
+    return workflow(name=of.name)(on_paid)
+
+
+def test_a_run_that_an_event_starts_in_the_simulation(sim: Simulation) -> None:
+    sim.offer(on_paid)
+    sim.advance(1)
+
+    assert sim.send_event(Paid(order="o1"), id="e1").started == 1
+    sim.advance(1)
+    assert sim.calls(ask_for_payment) == [{"order": "o1"}]
+
+
+def test_a_wrong_start_is_found_at_import() -> None:
+    with pytest.raises(DefinitionError, match="does not take its data"):
+
+        @workflow(starts_on=Paid)
+        async def takes_two(order: str, ok: bool) -> None:
+            pass
+
+    with pytest.raises(DefinitionError, match="`where` without `starts_on`"):
+
+        @workflow(where={"ok": True})
+        async def has_where(order: str) -> None:
+            pass
+
+    with pytest.raises(EventInvalidError, match="has no such field"):
+
+        @workflow(starts_on=Paid, where={"okay": True})
+        async def names_no_field(paid: Paid) -> None:
+            pass

@@ -48,7 +48,7 @@ HOT = {
         SQL.store_event(source="s", event_id="1", type="t", target=None, payload="{}", attributes="{}"),
         {"event_source_event_id_key"},
     ),
-    "read_shapes": (SQL.read_shapes(type="t"), {"shape_pkey"}),
+    "read_interest": (SQL.read_interest(type="t"), {"shape_pkey", "starter_type"}),
     "find_waiting": (SQL.find_waiting(keys=[uuid4()]), {"subscription_key"}),
     "find_events": (
         SQL.find_events(run_ids=[uuid4()], matches=["{}"], sinces=[None], limit=9),

@@ -224,6 +224,11 @@ def key_of(type: str, where: Where) -> UUID:
     return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 
 
+def identity_of(event: CloudEvent) -> str:
+    """Source and id as 32 characters that a name can hold."""
+    return hashlib.sha256(json.dumps([event.source, event.id]).encode()).hexdigest()[:32]
+
+
 def keys_of(event: CloudEvent, shapes: Sequence[Sequence[str]]) -> list[UUID]:
     """The keys of all subscriptions that the event matches.
 

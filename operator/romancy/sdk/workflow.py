@@ -12,12 +12,14 @@ from pydantic import ValidationError
 from romancy.errors import DefinitionError, InputInvalidError, OutsideWorkflowError
 from romancy.model.codec import PAYLOAD_BYTES_MAX, problems
 from romancy.model.command import Outcome
+from romancy.model.event import Scalar
 from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Form, ParentClose
 from romancy.replay.current import current
 from romancy.replay.replay import Replay
 from romancy.sdk import child, saga, signature
 from romancy.sdk.activity import refuse_wrapped
 from romancy.sdk.context import RunInfo, WorkflowContext
+from romancy.sdk.event import Event, type_of, where_of
 from romancy.sdk.registry import Registry
 
 WORKFLOWS: Final[Registry["Workflow[..., Any]"]] = Registry("workflows")
@@ -55,6 +57,16 @@ class Options:
             raise ValueError(f"delay must not be negative, not {self.delay}")
 
 
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The event that starts a workflow."""
+
+    workflow: str
+    type: str
+    where: Mapping[str, Scalar]
+    form: Form
+
+
 class Workflow[**P, R]:
     """A function that orchestrates activities, and survives the process that runs it.
 
@@ -66,7 +78,14 @@ class Workflow[**P, R]:
 
     is_workflow: Final = True
 
-    def __init__(self, fn: Callable[..., Coroutine[Any, Any, R]], *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        *,
+        name: str | None = None,
+        starts_on: type[Event] | str | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> None:
         refuse_wrapped(fn, "workflow")
         if not inspect.iscoroutinefunction(inspect.unwrap(fn)):
             raise DefinitionError(
@@ -79,6 +98,7 @@ class Workflow[**P, R]:
         self.where = signature.where(fn)
         self.signature = signature.read(fn, kind="workflow", name=self.name, context=WorkflowContext)
         self.start_options = Options()
+        self.starter = self._starter(starts_on, where)
         self._takes_context = len(self.signature.parameters.parameters) < len(inspect.signature(fn).parameters)
         functools.update_wrapper(self, fn)
         if "<locals>" not in fn.__qualname__:
@@ -106,6 +126,20 @@ class Workflow[**P, R]:
         call[0].started()
         found: R = await child.start(replay, self, args, kwargs)._future
         return found
+
+    def _starter(self, starts_on: type[Event] | str | None, where: Mapping[str, Any] | None) -> Trigger | None:
+        if starts_on is None:
+            if where is not None:
+                raise DefinitionError(
+                    f"workflow {self.name!r} at {self.where} has `where` without `starts_on`", hint="name the event"
+                )
+            return None
+        if self.signature.form is not Form.WHOLE:
+            raise DefinitionError(
+                f"workflow {self.name!r} at {self.where} starts on an event, but does not take its data",
+                hint="give it one parameter: the event class, a model, a TypedDict or a dict",
+            )
+        return Trigger(self.name, type_of(starts_on), where_of(starts_on, where), self.signature.form)
 
     def options(
         self,
@@ -192,16 +226,31 @@ def workflow[**P, R](fn: Callable[Concatenate[WorkflowContext, P], Coroutine[Any
 @overload
 def workflow[**P, R](fn: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
-def workflow(*, name: str | None = None) -> _Decorates: ...
-def workflow(fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+def workflow(
+    *,
+    name: str | None = None,
+    starts_on: type[Event] | str | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> _Decorates: ...
+def workflow(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    starts_on: type[Event] | str | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> Any:
     """Make an `async def` a workflow.
 
     Args:
         name: what starts it; default: the function's name.
+        starts_on: an event that starts a run, once for each source and id, with its data as input; its id and source are labels.
+            Events count from when a worker has offered the workflow, also while no worker lives.
+        where: as for `WorkflowContext.wait_event`: only such events do.
 
     Raises:
         DefinitionError: the function can't be a workflow; says why, with the line.
     """
     if fn is None:
-        return functools.partial(Workflow, name=name)
-    return Workflow(fn, name=name)
+        return functools.partial(Workflow, name=name, starts_on=starts_on, where=where)
+    return Workflow(fn, name=name, starts_on=starts_on, where=where)

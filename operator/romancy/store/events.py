@@ -13,9 +13,11 @@ from romancy.model.codec import PAYLOAD_BYTES_MAX
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
 from romancy.model.outbox import OutboxRow
-from romancy.store.interface import Receipt
+from romancy.model.run import NAME_MAX, Form, NewRun, run_id_of
+from romancy.store.interface import Receipt, Starter
 from romancy.store.messages import Messages
 from romancy.store.queries import SQL
+from romancy.store.runs import Runs
 from romancy.store.texts import size_bytes
 
 FOUND_MAX: Final = 100
@@ -23,7 +25,7 @@ FOUND_MAX: Final = 100
 _TRIES_MAX: Final = 5
 
 
-class Events(Messages):
+class Events(Runs, Messages):
     """The part of the store that knows events."""
 
     async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
@@ -43,8 +45,13 @@ class Events(Messages):
         if (size := size_bytes([text])) > PAYLOAD_BYTES_MAX:
             raise PayloadTooLargeError(what=f"event {event.id!r}", size_bytes=size, max_bytes=PAYLOAD_BYTES_MAX)
         number, is_new = await self._store_event(event, text, to)
-        waiting = [to] if to is not None else await self._waiting(event)
-        return Receipt(await self.send([_brings(run_id, number) for run_id in waiting]), is_new)
+        if to is not None:
+            return Receipt(await self.send([_brings(to, number)]), 0, is_new)
+        shapes, starters = await self._read_interest(event.type)
+        keys = events.keys_of(event, shapes)
+        waiting = await self._find_waiting(keys) if keys else []
+        started = await self._start_by(event, starters) if starters else 0
+        return Receipt(await self.send([_brings(run_id, number) for run_id in waiting]), started, is_new)
 
     async def _store_event(self, event: CloudEvent, text: str, to: UUID | None) -> tuple[int, bool]:
         statement = SQL.store_event(
@@ -61,13 +68,39 @@ class Events(Messages):
                 return int(row["id"]), bool(row["is_new"])
         raise StoreUnavailableError(f"event {event.id!r} of {event.source!r} was sent by others at the same time")
 
-    async def _waiting(self, event: CloudEvent) -> list[UUID]:
-        """The runs that wait for an event that is stored."""
-        keys = events.keys_of(event, await self._read_shapes(event.type))
-        return await self._find_waiting(keys) if keys else []
+    async def _read_interest(self, type: str) -> tuple[list[list[str]], list[tuple[str, Starter]]]:
+        """The sets of attributes that are asked for with a type; namespaces, and the workflows that it starts there."""
+        rows = await self._fetch(SQL.read_interest(type=type))
+        shapes = [json.loads(row["attributes"]) for row in rows if row["attributes"] is not None]
+        starters = [
+            (row["namespace"], Starter(row["workflow"], type, json.loads(row["wanted"]), Form(row["form"])))
+            for row in rows
+            if row["workflow"] is not None
+        ]
+        return shapes, starters
 
-    async def _read_shapes(self, type: str) -> list[list[str]]:
-        return [json.loads(row["attributes"]) for row in await self._fetch(SQL.read_shapes(type=type))]
+    async def _start_by(self, event: CloudEvent, starters: Sequence[tuple[str, Starter]]) -> int:
+        """Start the runs that an event starts, once: their names are made of it. How many are new."""
+        attributes = events.attributes_of(event)
+        new = [
+            _started_by(event, namespace, starter)
+            for namespace, starter in starters
+            if events.matches(starter.type, starter.where, event, attributes)
+        ]
+        return sum(started.existing is None for started in await self.start_runs(new))
+
+    async def set_starters(self, namespace: str, offered: Sequence[str], starters: Sequence[Starter]) -> None:
+        """Say which of the offered workflows events start, and by which."""
+        await self._fetch(
+            SQL.set_starters(
+                namespace=namespace,
+                offered=list(offered),
+                workflows=[starter.workflow for starter in starters],
+                types=[starter.type for starter in starters],
+                wanteds=[json.dumps(starter.where) for starter in starters],
+                forms=[starter.form for starter in starters],
+            )
+        )
 
     async def _find_waiting(self, keys: Sequence[UUID]) -> list[UUID]:
         return [row["run_id"] for row in await self._fetch(SQL.find_waiting(keys=list(keys)))]
@@ -132,6 +165,19 @@ class _Look:
     def __init__(self, run_id: UUID, type: str, where: events.Where, since: str | None) -> None:
         self.run_id, self.type, self.where = run_id, type, where
         self.since = datetime.fromisoformat(since) if since else None
+
+
+def _started_by(event: CloudEvent, namespace: str, starter: Starter) -> NewRun:
+    name = f"{starter.workflow[: NAME_MAX - 33].replace('_', '-')}-{events.identity_of(event)}"
+    return NewRun(
+        id=run_id_of(namespace, name),
+        namespace=namespace,
+        name=name,
+        workflow=starter.workflow,
+        input=json.dumps(event.data if isinstance(event.data, dict) else {"data": event.data}, separators=(",", ":")),
+        form=starter.form,
+        labels={"event-id": event.id, "event-source": event.source},
+    )
 
 
 def _brings(run_id: UUID, number: int) -> Message:

@@ -11,7 +11,7 @@ from typing import Protocol
 from uuid import UUID
 
 from romancy.errors import RomancyError
-from romancy.model.event import CloudEvent
+from romancy.model.event import CloudEvent, Where
 from romancy.model.history import Attempt, Entry, InboxRow, Message
 from romancy.model.outbox import OutboxRow, Outgoing
 from romancy.model.record import record
@@ -247,10 +247,21 @@ class Started:
 
 @record
 class Receipt:
-    """The answer to an event. `runs` is to how many it is new; `is_new` that nobody had sent it before."""
+    """The answer to an event. `runs` is to how many it is new; `started` how many it began; `is_new`: nobody had sent it before."""
 
     runs: int
+    started: int
     is_new: bool
+
+
+@record
+class Starter:
+    """A workflow that events of a type start, if their attributes are these."""
+
+    workflow: str
+    type: str
+    where: Where
+    form: Form
 
 
 @record
@@ -328,6 +339,10 @@ class Store(Protocol):
     # events
     async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
         """Store an event and bring it to all open runs that wait for it, or to one run. The same source and id is one event."""
+        ...
+
+    async def set_starters(self, namespace: str, offered: Sequence[str], starters: Sequence[Starter]) -> None:
+        """Say which of the offered workflows events start, and by which."""
         ...
 
     # outbox

@@ -28,6 +28,7 @@ from romancy.store.interface import (
     Park,
     Renewal,
     RunWrite,
+    Starter,
     Store,
     WorkerId,
 )
@@ -267,6 +268,12 @@ class Worker:
             registered_at = self._clock.monotonic()  # from before the call, as with each renewal
             self.id = await store.register_worker(new, ttl_seconds=self._settings.lease_seconds)
             try:
+                starters = [each.starter for each in self.workflows.values() if each.starter is not None]
+                await store.set_starters(
+                    self._settings.namespace,
+                    list(self.workflows),
+                    [Starter(each.workflow, each.type, each.where, each.form) for each in starters],
+                )
                 await self._work(store, self.id, registered_at, registered)
             finally:
                 await self._leave(store, self.id)

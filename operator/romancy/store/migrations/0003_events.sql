@@ -59,6 +59,17 @@ create table value (
     primary key (run_id, name)
 );
 
+-- Workflows that events start, as whoever offers them says. Few.
+create table starter (
+    namespace text not null,
+    workflow  text not null,
+    type      text not null,
+    wanted    text not null,  -- values by attributes, as JSON
+    form      text not null,
+    primary key (namespace, workflow)
+);
+create index starter_type on starter (type);
+
 alter table inbox add column is_had boolean not null default false;  -- by an iteration that is over
 alter table inbox add column event_id bigint;  -- what it brings, if that is an event
 create index inbox_event on inbox (event_id) where event_id is not null;

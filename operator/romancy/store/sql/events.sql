@@ -11,10 +11,27 @@ select coalesce((select stored.id from stored),
                 (select event.id from event where event.source = :source::text and event.event_id = :event_id::text)) as id,
        exists (select from stored) as is_new;
 
--- name: read_shapes
--- The sets of attributes that anybody has asked for with a type. Always after the event has been committed: whoever subscribes
--- meanwhile looks back after that, and one of both sees the other.
-select shape.attributes from shape where shape.type = :type::text;
+-- name: read_interest
+-- The sets of attributes that anybody has asked for with a type, and the workflows that it starts. Always after the event has been
+-- committed: whoever subscribes meanwhile looks back after that, and one of both sees the other. Index: shape's key, starter_type.
+select shape.attributes, null as namespace, null as workflow, null as wanted, null as form from shape where shape.type = :type::text
+union all
+select null, starter.namespace, starter.workflow, starter.wanted, starter.form from starter where starter.type = :type::text;
+
+-- name: set_starters
+-- What a worker says of the workflows that it offers: which of them events start, and that the others are started by none.
+with gone as (
+    delete from starter
+     where starter.namespace = :namespace::text and starter.workflow = any(:offered::text[])
+       and starter.workflow <> all(:workflows::text[])
+)
+insert into starter (namespace, workflow, type, wanted, form)
+select :namespace::text, s.workflow, s.type, s.wanted, s.form
+  from unnest(:workflows::text[], :types::text[], :wanteds::text[], :forms::text[]) as s(workflow, type, wanted, form)
+ order by s.workflow
+on conflict (namespace, workflow) do update
+   set type = excluded.type, wanted = excluded.wanted, form = excluded.form
+ where (starter.type, starter.wanted, starter.form) is distinct from (excluded.type, excluded.wanted, excluded.form);
 
 -- name: find_waiting
 -- The runs that have subscribed to any of these keys. Index: subscription_key: what others wait for costs nothing.

@@ -23,8 +23,30 @@ class Events(Tables):
         self.event[self.events_ever] = new
         return [{"id": self.events_ever, "is_new": True}]
 
-    def read_shapes(self, *, type: str) -> list[Row]:
-        return [{"attributes": attributes} for of, attributes in sorted(self.shape) if of == type]
+    def read_interest(self, *, type: str) -> list[Row]:
+        nothing = dict.fromkeys(("attributes", "namespace", "workflow", "wanted", "form"))
+        shapes = [{**nothing, "attributes": attributes} for of, attributes in sorted(self.shape) if of == type]
+        return shapes + [
+            {**nothing, "namespace": namespace, "workflow": workflow, "wanted": wanted, "form": form}
+            for (namespace, workflow), (of, wanted, form) in sorted(self.starter.items())
+            if of == type
+        ]
+
+    def set_starters(
+        self,
+        *,
+        namespace: str,
+        offered: Sequence[str],
+        workflows: Sequence[str],
+        types: Sequence[str],
+        wanteds: Sequence[str],
+        forms: Sequence[str],
+    ) -> list[Row]:
+        for workflow in offered:
+            self.starter.pop((namespace, workflow), None)
+        for workflow, type, wanted, form in zip(workflows, types, wanteds, forms, strict=True):
+            self.starter[namespace, workflow] = (type, wanted, form)
+        return []
 
     def find_waiting(self, *, keys: Sequence[UUID]) -> list[Row]:
         wanted = set(keys)

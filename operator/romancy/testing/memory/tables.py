@@ -198,6 +198,7 @@ class Tables:
     outbox: dict[UUID, dict[int, OutgoingRow]] = field(default_factory=dict)
     event: dict[int, EventRow] = field(default_factory=dict)
     events_ever: int = 0
+    starter: dict[tuple[str, str], tuple[str, str, str]] = field(default_factory=dict)
     shape: set[tuple[str, str]] = field(default_factory=set)
     value: dict[UUID, dict[str, tuple[int, str]]] = field(default_factory=dict)
     subscription: dict[UUID, dict[int, UUID]] = field(default_factory=dict)
