@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import asyncpg
 import pytest
 
 from romancy import App, Handle
 from romancy.base.settings import DatabaseSettings, WorkerSettings
-from romancy.model.run import Phase, Run
+from romancy.model.run import Phase, Reason, Run
 from romancy.sdk.workflow import Workflow
 from romancy.store.verify import find_breaches
 
@@ -41,6 +42,21 @@ async def until(holds: Callable[[], Awaitable[object]], what: str, *, seconds: f
     while not await holds():
         assert time.monotonic() < end, f"never: {what}"
         await asyncio.sleep(0.01)
+
+
+async def subscribed(app: App, handle: Handle[Any]) -> Run:
+    """Wait until a run waits for an event, and whoever sends one finds it at once."""
+    connection = await asyncpg.connect(app.store.settings.url.get_secret_value())
+
+    async def is_there() -> bool:
+        return bool(
+            await connection.fetchval("select exists (select from romancy.subscription where run_id = $1)", handle.id)
+        )
+
+    run = await in_phase(handle, Phase.WAITING, Reason.EVENT)
+    await until(is_there, "it has subscribed")
+    await connection.close()
+    return run
 
 
 async def in_phase(handle: Handle[Any], phase: Phase, reason: str | None = None) -> Run:

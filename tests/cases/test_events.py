@@ -12,13 +12,12 @@ from romancy import Client, CloudEvent, Event, WorkflowContext, activity, workfl
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import DefinitionError, EventInvalidError, PayloadTooLargeError
 from romancy.model.history import Kind, Message, MessageKind
-from romancy.model.run import Phase
+from romancy.model.run import Phase, Reason
 from romancy.testing import Simulation
 from romancy.testing.simulation import SimulatedRun
-from tests.cases.conftest import Running, in_phase, until
+from tests.cases.conftest import Running, in_phase, subscribed, until
 
 pytestmark = pytest.mark.usefixtures("verified")
-WAITING = "WaitingForEvent"
 
 
 class Paid(Event, type="com.shop.paid"):
@@ -66,7 +65,7 @@ async def test_29_an_event_resumes_its_run_on_any_worker_with_all_its_attributes
     at = datetime(2026, 5, 1, 12, tzinfo=UTC)
     async with running(whole, name="first") as first:
         handle = await first.start(whole.options(id="order-1"), "o1")
-        await in_phase(handle, Phase.WAITING, WAITING)
+        await subscribed(first, handle)
     async with running(whole, name="second") as second:
         receipt = await second.send_event(
             "com.shop.paid",
@@ -139,7 +138,7 @@ async def test_31_a_wait_and_the_release_of_its_run_are_one(running: Running, da
     """)
     async with running(paid) as app:
         handle = await app.start(paid, "o1")
-        await in_phase(handle, Phase.WAITING, WAITING)
+        await subscribed(app, handle)
         rows = await connection.fetch("select distinct waits, is_free from seen")
         await app.send_event(Paid(order="o1"), id="e1")
         assert await handle.result() == "o1 0 e1"
@@ -157,7 +156,7 @@ async def test_32_a_targeted_event_is_for_that_run_alone(running: Running) -> No
     async with running(paid) as app:
         one, other = [await app.start(paid, "o1") for _ in range(2)]
         for handle in (one, other):
-            await in_phase(handle, Phase.WAITING, WAITING)
+            await subscribed(app, handle)
 
         assert (await app.send_event(Paid(order="o1"), id="e0", to=uuid4())).runs == 0
         assert (await app.send_event(Paid(order="o1"), id="e1", to=one.id)).runs == 1
@@ -165,7 +164,7 @@ async def test_32_a_targeted_event_is_for_that_run_alone(running: Running) -> No
         assert (await other.info()).phase is Phase.WAITING
 
         third = await app.start(paid, "o1")
-        await in_phase(third, Phase.WAITING, WAITING)
+        await subscribed(app, third)
         assert (await app.send_event(Paid(order="o1"), id="e2")).runs == 2
         assert [await other.result(), await third.result()] == ["o1 0 e2", "o1 0 e2"]
 
@@ -246,7 +245,7 @@ async def test_an_event_between_look_and_subscription_is_found_by_one_of_both(
     async with running(paid) as app, connection.transaction():
         await connection.execute("lock table shape in exclusive mode")  # who subscribes waits here, after its snapshot
         handle = await app.start(paid, "o1")
-        await in_phase(handle, Phase.WAITING, WAITING)
+        await in_phase(handle, Phase.WAITING, Reason.EVENT)
         receipt = await asyncio.wait_for(app.send_event(Paid(order="o1"), id="e1"), 5)
         assert receipt.runs == 0
         await connection.execute("commit")
@@ -259,7 +258,7 @@ async def test_an_event_between_look_and_subscription_is_found_by_one_of_both(
 async def test_two_deliveries_of_one_event_are_one(running: Running) -> None:
     async with running(votes) as app:
         handle = await app.start(votes, 2)
-        await in_phase(handle, Phase.WAITING, WAITING)
+        await subscribed(app, handle)
         receipts = await asyncio.gather(
             *(app.send_event("com.shop.vote", {"n": 1}, id="v1", source="/poll") for _ in range(20))
         )
@@ -286,8 +285,7 @@ async def test_event_timer_and_cancel_at_once_are_taken_in_the_order_in_which_th
     """All three lie there when a worker takes the run; two workers want it."""
     async with running(races) as app:
         handle = await app.start(races.options(id=f"race-{first}"))
-        await in_phase(handle, Phase.WAITING, WAITING)
-        await until(lambda: _is_subscribed(database), "it has subscribed")
+        await subscribed(app, handle)
     async with Client(database) as client:
         run_id = (await client.handle(f"race-{first}").info()).id
         if first == "event":
@@ -309,14 +307,6 @@ async def test_event_timer_and_cancel_at_once_are_taken_in_the_order_in_which_th
     kinds = [entry.kind for entry in history if entry.kind is not Kind.STARTED]
     assert kinds[0] is {"event": Kind.EVENT_RECEIVED, "timer": Kind.TIMER_FIRED, "cancel": Kind.CANCEL_REQUESTED}[first]
     assert run.output == {"event": '"event"', "timer": '"timer"'}.get(first)
-
-
-async def _is_subscribed(database: DatabaseSettings) -> bool:
-    connection = await asyncpg.connect(database.url.get_secret_value())
-    try:
-        return bool(await connection.fetchval("select exists (select from romancy.subscription)"))
-    finally:
-        await connection.close()
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------------
@@ -400,9 +390,7 @@ async def test_a_wrong_event_says_what_is_wrong_and_nothing_is_stored(running: R
             await app.send_event("com.shop.paid", {"order": "x" * 1024 * 1024})
 
         handle = await app.start(paid, "o1")
-        assert (
-            await in_phase(handle, Phase.WAITING, WAITING)
-        ).message == "waiting for event com.shop.paid (order='o1')"
+        assert (await subscribed(app, handle)).message == "waiting for event com.shop.paid (order='o1')"
         await app.send_event("com.shop.paid", {"order": "o1", "ok": "perhaps"})
         with pytest.raises(EventInvalidError, match="does not fit Paid"):
             await handle.result()
@@ -413,7 +401,7 @@ async def test_anything_that_json_holds_can_be_sent(running: Running) -> None:
     data = {"order": "o1", "nul": "\x00", "deep": {"a": [{"b": 1e300}]}, "long": "x" * 5000, "big": 10**400, "ä": "ö\n"}
     async with running(whole) as app:
         handle = await app.start(whole, "o1")
-        await in_phase(handle, Phase.WAITING, WAITING)
+        await subscribed(app, handle)
         await app.send_event("com.shop.paid", data, id="e1")
 
         assert (await handle.result())["data"] == data

@@ -51,6 +51,21 @@ HANDS_ON = {
     "InboxOfNoRun": "update inbox set run_id = gen_random_uuid() where run_id = $1",
     "MailTwice": "update history set inbox = 1 where run_id = $1",
     "CancelUnheard": "update due set wake_at = null, phase = 'Waiting' where id = $1",
+    "OutboxOfNoRun": """
+        insert into outbox (run_id, number, kind, payload) select gen_random_uuid(), 1, 'Ended', '' where $1::uuid is not null
+    """,
+    "OutboxStuck": """
+        insert into outbox (run_id, number, kind, payload, at) values ($1, 1, 'Ended', '', now() - interval '1 h')
+    """,
+    "SubscribedAndDone": """
+        insert into subscription select id, 1, gen_random_uuid() from run where phase is not null and $1::uuid is not null
+    """,
+    "ParentUntold": "update run set parent_id = $1, parent_number = 1, parent_close = 'Cancel' where phase is not null",
+    "ChildLeft": """
+        update run set parent_id = (select id from run where phase is not null), parent_number = 1, parent_close = 'Cancel'
+         where phase is null and id <> $1
+    """,
+    "ValueOfNoRun": "insert into value select gen_random_uuid(), 'n', 1, '1' where $1::uuid is not null",
     "MirrorOfNone": "update run set resource_gone_at = now() where id = $1",
     "MirrorMissing": "delete from mirror where run_id = $1",
     "MirrorWrong": "update mirror set mirror_at = null, mirrored = version - 1 where run_id = $1",

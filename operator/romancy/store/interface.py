@@ -247,7 +247,13 @@ class Started:
 
 @record
 class Receipt:
-    """The answer to an event. `runs` is to how many it is new; `started` how many it began; `is_new`: nobody had sent it before."""
+    """The answer to an event.
+
+    Attributes:
+        runs: how many have got it by this call.
+        started: how many it began.
+        is_new: nobody had sent it before.
+    """
 
     runs: int
     started: int

@@ -70,6 +70,25 @@ RULES: Final[dict[str, Rule]] = {
         "a cancel wakes its run",
         "make it due: `update due set wake_at = now()` of that id; " + _REPORT,
     ),
+    "OutboxOfNoRun": Rule("I8", "what is sent is sent by a run", f"{_REMOVE}; `delete from outbox` of that run_id"),
+    "OutboxStuck": Rule(
+        "I8",
+        "what a run sends is carried out within seconds, if any worker lives",
+        "look for `outbox_not_sent` and `outbox_refused` in the workers' log; " + _REPORT,
+    ),
+    "SubscribedAndDone": Rule(
+        "I8", "a run that is done waits for nothing", "`delete from subscription` of that run_id; " + _REPORT
+    ),
+    "ParentUntold": Rule(
+        "I8",
+        "a run hears how its children have ended",
+        "have it told: `insert into outbox (run_id, number, kind, payload) values (<that id>, 0, 'Ended', '')`; "
+        + _REPORT,
+    ),
+    "ChildLeft": Rule(
+        "I8", "a run takes those of its children with it that it did not abandon", "cancel it; " + _REPORT
+    ),
+    "ValueOfNoRun": Rule("I8", "a value is that of a run", f"{_REMOVE}; `delete from value` of that run_id"),
     "MirrorOfNone": Rule("I6", "a status is owed to a resource that is there", "`delete from mirror` of that run_id"),
     "MirrorMissing": Rule(
         "I6",

@@ -98,11 +98,14 @@ run_nowhere as (
      where told.at < told.before limit :limit::integer
 ), answered_twice as (
     select history.run_id, null::bigint as worker_id,
-           format('%s %s has the entries %s', case when history.kind = 'TimerFired' then 'timer' else 'activity' end, history.number,
+           format('%s %s has the entries %s', answered.what, history.number,
                   string_agg(history.position::text, ', ' order by history.position)) as found
-      from history
-     where history.kind in ('ActivityCompleted', 'ActivityFailed', 'ActivityCancelled', 'TimerFired')
-     group by history.run_id, case when history.kind = 'TimerFired' then 'timer' else 'activity' end, history.number
+      from history,
+           lateral (select case when history.kind like 'Timer%' then 'timer' when history.kind like 'Child%' then 'child'
+                                else 'activity' end as what) as answered
+     where history.kind in ('ActivityCompleted', 'ActivityFailed', 'ActivityCancelled', 'TimerFired', 'ChildCompleted',
+                            'ChildFailed', 'ChildCancelled')
+     group by history.run_id, answered.what, history.number
     having count(*) > 1
      limit :limit::integer
 ), attempt_gap as (
@@ -155,6 +158,42 @@ run_nowhere as (
        and coalesce(due.wake_at > now() + interval '1 minute', true)
        and not exists (select from history where history.run_id = due.id and history.kind = 'CancelRequested')
      limit :limit::integer
+-- outbox, subscriptions, children
+), outbox_of_no_run as (
+    select outbox.run_id, null::bigint as worker_id, format('%s of number %s', outbox.kind, outbox.number) as found
+      from outbox left join run on run.id = outbox.run_id
+     where run.id is null limit :limit::integer
+), outbox_stuck as (
+    select outbox.run_id, outbox.worker_id, format('%s of number %s lies there since %s', outbox.kind, outbox.number, outbox.at) as found
+      from outbox
+     where outbox.at < now() - interval '5 minutes' and exists (select from worker) limit :limit::integer
+), subscribed_and_done as (
+    select subscription.run_id, null::bigint as worker_id, format('subscription %s', subscription.number) as found
+      from subscription left join due on due.id = subscription.run_id
+     where due.id is null and not exists (select from outbox where outbox.run_id = subscription.run_id and outbox.kind = 'Ended')
+     limit :limit::integer
+), parent_untold as (
+    select child.id as run_id, null::bigint as worker_id, format('it is %s, and run %s has not been told', child.phase, due.id) as found
+      from run as child
+      join due on due.id = child.parent_id
+      join run as parent on parent.id = due.id
+     where child.phase is not null and child.parent_number > coalesce((parent.numbers::json ->> 'child')::integer, 0)
+       and not exists (select from inbox where inbox.run_id = due.id and inbox.source = 'child:' || child.id)
+       and not exists (select from outbox where outbox.run_id = child.id and outbox.kind = 'Ended')
+     limit :limit::integer
+), child_left as (
+    select due.id as run_id, null::bigint as worker_id, format('phase %s, and run %s has ended', due.phase, parent.id) as found
+      from due
+      join run as child on child.id = due.id
+      join run as parent on parent.id = child.parent_id
+     where parent.phase is not null and child.parent_close = 'Cancel'
+       and not exists (select from inbox where inbox.run_id = due.id and inbox.kind = 'Cancel')
+       and not exists (select from outbox where outbox.run_id = parent.id and outbox.kind = 'Ended')
+     limit :limit::integer
+), value_of_no_run as (
+    select value.run_id, null::bigint as worker_id, format('value %s', value.name) as found
+      from value left join run on run.id = value.run_id
+     where run.id is null limit :limit::integer
 -- mirror
 ), mirror_of_none as (
     select mirror.run_id, null::bigint as worker_id,
@@ -214,6 +253,12 @@ run_nowhere as (
     union all select 'InboxOfNoRun', run_id, worker_id, found from inbox_of_no_run
     union all select 'MailTwice', run_id, worker_id, found from mail_twice
     union all select 'CancelUnheard', run_id, worker_id, found from cancel_unheard
+    union all select 'OutboxOfNoRun', run_id, worker_id, found from outbox_of_no_run
+    union all select 'OutboxStuck', run_id, worker_id, found from outbox_stuck
+    union all select 'SubscribedAndDone', run_id, worker_id, found from subscribed_and_done
+    union all select 'ParentUntold', run_id, worker_id, found from parent_untold
+    union all select 'ChildLeft', run_id, worker_id, found from child_left
+    union all select 'ValueOfNoRun', run_id, worker_id, found from value_of_no_run
     union all select 'MirrorOfNone', run_id, worker_id, found from mirror_of_none
     union all select 'MirrorMissing', run_id, worker_id, found from mirror_missing
     union all select 'MirrorWrong', run_id, worker_id, found from mirror_wrong
