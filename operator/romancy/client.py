@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -14,16 +15,19 @@ from romancy.base import log
 from romancy.base.clock import Clock, SystemClock
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import (
+    ChannelInvalidError,
     EventInvalidError,
     RunExistsError,
     RunNotFoundError,
     SettingsError,
 )
+from romancy.model.channel import ChannelMode, checked_metadata, message_of
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
+from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Workflow
@@ -220,6 +224,65 @@ class Client:
             extensions=dict(extensions or {}),
         )
         return await self.store.send_event(cloudevent, to=to)
+
+    async def publish[T](
+        self,
+        channel: Channel[T],
+        data: T,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        id: str | None = None,
+        source: str = "romancy",
+    ) -> None:
+        """Publish a message to a channel; returns when it is durable.
+
+        Args:
+            id: with its source it names the message: the same pair twice is the same message. Generated if None.
+
+        Raises:
+            ChannelModeError: the channel has another mode.
+            ChannelInvalidError: the channel is direct, or the metadata are wrong.
+            PayloadError: the data can't be stored.
+        """
+        if channel.mode is ChannelMode.DIRECT:
+            raise ChannelInvalidError(f"channel {channel.name!r} is Direct", hint="send_to(run, channel, data)")
+        await self.store.publish(channel.name, channel.mode, self._message(channel, data, metadata, id, source))
+
+    async def send_to[T](
+        self,
+        run: str | UUID,
+        channel: Channel[T],
+        data: T,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        id: str | None = None,
+        source: str = "romancy",
+    ) -> bool:
+        """Send a message to one run: a UUID is its id, anything else the newest run of that name.
+
+        Returns:
+            False if the run is done, or has the message already.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            ChannelModeError: the channel has another mode.
+            ChannelInvalidError: the metadata are wrong.
+            PayloadError: the data can't be stored.
+        """
+        message = self._message(channel, data, metadata, id, source)
+        return await self.store.send_to(self.namespace, str(run), channel.name, channel.mode, message)
+
+    def _message(
+        self, channel: Channel[Any], data: Any, metadata: Mapping[str, Any] | None, id: str | None, source: str
+    ) -> CloudEvent:
+        message = message_of(
+            channel.name, channel.encode(data), checked_metadata(metadata), source=source, id=id or str(uuid4())
+        )
+        return replace(message, time=self.clock.now())
+
+    async def members(self, group: str) -> "list[UUID]":
+        """The open runs that have joined a group."""
+        return await self.store.read_members(group)
 
     def handle(self, run: str | UUID) -> Handle[Any]:
         """A handle of a run that exists: a UUID is its id, anything else the newest run of that name."""

@@ -118,6 +118,25 @@ class ValueInvalidError(RomancyError):
     reason = "ValueInvalid"
 
 
+class ChannelInvalidError(RomancyError):
+    """A channel, or a message to one, is not as it must be."""
+
+    reason = "ChannelInvalid"
+
+
+class ChannelModeError(RomancyError):
+    """A channel is used in another mode than the one that its first use has decided."""
+
+    reason = "ChannelMode"
+
+    def __init__(self, *, channel: str, mode: str, wanted: str) -> None:
+        super().__init__(
+            f"channel {channel!r} is {mode}, and is used here as {wanted}",
+            hint="declare the channel once, and import it where it is used; or choose another name",
+        )
+        self.mode = mode
+
+
 class EventInvalidError(RomancyError):
     """An event, or what is asked of one, is not as it must be."""
 

@@ -38,7 +38,7 @@ async def put_back(what: str) -> None:
 
 
 @workflow
-async def ship(order: str, has_stock: bool = True) -> str:
+async def deliver(order: str, has_stock: bool = True) -> str:
     done = await pack(order)
     if not has_stock:
         raise OutOfStockError(order)
@@ -54,26 +54,26 @@ async def wait_long(order: str) -> str:
 
 @workflow
 async def orders(order: str) -> list[str]:
-    found = [await ship(order)]
+    found = [await deliver(order)]
     try:
-        await ship(order, has_stock=False)
+        await deliver(order, has_stock=False)
     except OutOfStockError as error:
         found.append(f"caught {error.args[0]}")
     return found
 
 
 async def test_a_workflow_is_awaited_in_a_workflow_and_its_failure_caught_by_type(running: Running) -> None:
-    async with running(orders, ship) as app:
+    async with running(orders, deliver) as app:
         handle = await app.start(orders.options(id="parent"), "o1")
         assert await handle.result() == ["packed o1", "caught o1"]
         first, second = [await app.handle(f"parent.{number}").info() for number in (1, 2)]
 
-    assert (first.workflow, first.phase) == ("ship", Phase.SUCCEEDED)
+    assert (first.workflow, first.phase) == ("deliver", Phase.SUCCEEDED)
     assert (second.phase, second.reason) == (Phase.FAILED, Reason.WORKFLOW_FAILED)
 
 
 def test_an_awaited_child_whatever_crashes(sim: Simulation) -> None:
-    sim.offer(ship)
+    sim.offer(deliver)
 
     assert sim.crash_everywhere(orders, "o1") >= 16
 
@@ -133,20 +133,20 @@ async def holds(ctx: WorkflowContext, what: str) -> str:
             except RunTimedOutError:
                 return "timed out"
         case "exists":
-            child = ctx.start_child(ship.options(id="taken"), "o1")
+            child = ctx.start_child(deliver.options(id="taken"), "o1")
             try:
                 await child.result()
             except RunExistsError as error:
                 return f"exists: {error.message}"
         case "patience":
-            child = ctx.start_child(ship, "o1")
+            child = ctx.start_child(deliver, "o1")
             try:
                 async with asyncio.timeout(0):
                     await child.result()
             except TimeoutError:
                 return await child.result()  # whoever gives up waiting leaves the child alone
         case "result twice":
-            child = ctx.start_child(ship, "o1")
+            child = ctx.start_child(deliver, "o1")
             return " ".join(await asyncio.gather(child.result(), child.result()))
     return "?"
 
@@ -167,9 +167,9 @@ _SHORT = timedelta(seconds=5)
 def test_a_child_is_held_by_its_handle(sim: Simulation, what: str, gives: str) -> None:
     sim.offer(wait_long)
     if what == "exists":
-        sim.run(ship.options(id="taken"), "mine")
+        sim.run(deliver.options(id="taken"), "mine")
     else:
-        sim.offer(ship)
+        sim.offer(deliver)
 
     assert sim.run(holds, what) == gives
     if what != "exists":
@@ -177,7 +177,7 @@ def test_a_child_is_held_by_its_handle(sim: Simulation, what: str, gives: str) -
 
 
 async def test_a_child_that_somebody_else_cancels_is_an_error_of_its_own(running: Running) -> None:
-    async with running(orders, ship, in_time, wait_long) as app:
+    async with running(orders, deliver, in_time, wait_long) as app:
         handle = await app.start(in_time.options(id="parent"), "o1")
         await until(lambda: _exists(app, "parent.1"), "the child is there")
         await in_phase(app.handle("parent.1"), Phase.WAITING)
@@ -229,7 +229,7 @@ async def test_a_child_that_ends_while_its_parent_is_being_claimed(
         await until(lambda: _exists(parents, "parent.1"), "the child is there")
         async with connection.transaction():  # as a claim on its way does
             await connection.execute("select from romancy.due where id = $1 for no key update", handle.id)
-            async with running(ship, name="children") as children:
+            async with running(deliver, name="children") as children:
                 await in_phase(children.handle("parent.1"), Phase.SUCCEEDED)
                 await until(lambda: _waits_for_a_lock(database), "the end of the child waits")
                 await connection.execute("update romancy.due set wake_at = now() where id = $1", handle.id)
@@ -251,18 +251,18 @@ async def _waits_for_a_lock(database: DatabaseSettings) -> bool:
 
 
 @workflow
-async def double(number: int) -> int:
+async def doubled_by_a_child(number: int) -> int:
     return 2 * number
 
 
 @workflow
-async def doubles(count: int) -> int:
-    return sum(await asyncio.gather(*(double(number) for number in range(count))))
+async def doubled_by_children(count: int) -> int:
+    return sum(await asyncio.gather(*(doubled_by_a_child(number) for number in range(count))))
 
 
 async def test_a_thousand_children_at_once(running: Running) -> None:
-    async with running(doubles, double) as app:
-        handle = await app.start(doubles, 1000)
+    async with running(doubled_by_children, doubled_by_a_child) as app:
+        handle = await app.start(doubled_by_children, 1000)
         assert await handle.result(timeout=50) == 999_000
 
 
@@ -271,17 +271,17 @@ async def test_a_thousand_children_at_once(running: Running) -> None:
 
 @workflow
 async def forgets(order: str) -> None:
-    ship(order)  # type: ignore[unused-coroutine]
+    deliver(order)  # type: ignore[unused-coroutine]
     await asyncio.sleep(1)
 
 
 async def test_a_child_is_awaited_and_called_in_a_workflow_alone(sim: Simulation) -> None:
     with pytest.raises(OutsideWorkflowError, match="was called outside of a workflow"):
-        await ship("o1")
+        await deliver("o1")
 
 
 def test_a_child_that_is_never_awaited_is_an_error(sim: Simulation) -> None:
-    with pytest.raises(NeverAwaitedError, match="ship was called but never awaited"):
+    with pytest.raises(NeverAwaitedError, match="deliver was called but never awaited"):
         sim.run(forgets, "o1")
 
 

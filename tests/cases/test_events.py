@@ -51,7 +51,7 @@ async def votes(ctx: WorkflowContext, count: int) -> list[int]:
 
 
 @workflow
-async def whole(ctx: WorkflowContext, order: str) -> dict[str, Any]:
+async def tells_all(ctx: WorkflowContext, order: str) -> dict[str, Any]:
     event: CloudEvent = await ctx.wait_event("com.shop.paid", where={"order": order})
     await ask_for_payment(order)
     time = event.time and event.time.isoformat()
@@ -63,10 +63,10 @@ async def whole(ctx: WorkflowContext, order: str) -> dict[str, Any]:
 async def test_29_an_event_resumes_its_run_on_any_worker_with_all_its_attributes(running: Running) -> None:
     """Given wait_event, when the event comes, then it resumes on any worker with data, id, source, time, subject, extensions."""
     at = datetime(2026, 5, 1, 12, tzinfo=UTC)
-    async with running(whole, name="first") as first:
-        handle = await first.start(whole.options(id="order-1"), "o1")
+    async with running(tells_all, name="first") as first:
+        handle = await first.start(tells_all.options(id="order-1"), "o1")
         await subscribed(first, handle)
-    async with running(whole, name="second") as second:
+    async with running(tells_all, name="second") as second:
         receipt = await second.send_event(
             "com.shop.paid",
             {"order": "o1", "cents": 5},
@@ -96,7 +96,7 @@ def test_29_whatever_crashes(sim: Simulation) -> None:
 
     sim.play(outside)
 
-    assert sim.crash_everywhere(whole, "o1") >= 6
+    assert sim.crash_everywhere(tells_all, "o1") >= 6
 
 
 # --- 30 -------------------------------------------------------------------------------------------------------------
@@ -399,8 +399,8 @@ async def test_a_wrong_event_says_what_is_wrong_and_nothing_is_stored(running: R
 async def test_anything_that_json_holds_can_be_sent(running: Running) -> None:
     """What PostgreSQL's jsonb refuses can't be matched, and is received all the same."""
     data = {"order": "o1", "nul": "\x00", "deep": {"a": [{"b": 1e300}]}, "long": "x" * 5000, "big": 10**400, "ä": "ö\n"}
-    async with running(whole) as app:
-        handle = await app.start(whole, "o1")
+    async with running(tells_all) as app:
+        handle = await app.start(tells_all, "o1")
         await subscribed(app, handle)
         await app.send_event("com.shop.paid", data, id="e1")
 

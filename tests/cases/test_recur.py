@@ -28,18 +28,18 @@ class Order(Event, type="com.shop.order"):
 
 
 @activity
-async def step(number: int) -> str:
+async def count_up(number: int) -> str:
     return activity.info().idempotency_key
 
 
-@step.compensate
-async def step_back(key: str) -> None:
+@count_up.compensate
+async def count_down(key: str) -> None:
     pass
 
 
 @workflow
 async def counts(ctx: WorkflowContext, number: int, last: int = 3) -> str:
-    key = await step(number)
+    key = await count_up(number)
     ctx.set_value("number", number)
     ctx.set_value("key", key)
     if number < last:
@@ -85,7 +85,7 @@ def test_each_iteration_can_be_replayed(sim: Simulation) -> None:
 
 
 @workflow
-async def spins(ctx: WorkflowContext, number: int, last: int) -> int:
+async def recurs_at_once(ctx: WorkflowContext, number: int, last: int) -> int:
     if number < last:
         ctx.recur(number + 1, last)
     return number
@@ -96,7 +96,7 @@ def test_45_ten_thousand_recurs_in_a_row_grow_nothing(sim: Simulation) -> None:
 
     What the store keeps of former iterations is not counted: in production it is on disk, until it is purged.
     """
-    run = sim.start(spins, 0, 10_000)
+    run = sim.start(recurs_at_once, 0, 10_000)
     sizes = []
     for nth in (2_000, 9_000):
         sim.until(lambda nth=nth: json.loads(sim._database.run[run.id].input)["number"] >= nth)
@@ -155,7 +155,7 @@ async def waits_and_recurs(ctx: WorkflowContext, number: int) -> None:
 
 
 async def test_a_child_of_one_iteration_is_not_taken_for_one_of_the_next(running: Running) -> None:
-    async with running(has_children, sleeps) as app:
+    async with running(has_children, sleeps_as_a_child) as app:
         handle = await app.start(has_children.options(id="parent"), 1)
 
         assert await handle.result(timeout=20) == "parent.3"
@@ -164,14 +164,14 @@ async def test_a_child_of_one_iteration_is_not_taken_for_one_of_the_next(running
 
 
 @workflow
-async def sleeps(seconds: float) -> float:
+async def sleeps_as_a_child(seconds: float) -> float:
     await asyncio.sleep(seconds)
     return seconds
 
 
 @workflow
 async def has_children(ctx: WorkflowContext, iteration: int) -> str:
-    child = ctx.start_child(sleeps, 3600.0 if iteration < 3 else 0.1)
+    child = ctx.start_child(sleeps_as_a_child, 3600.0 if iteration < 3 else 0.1)
     await asyncio.sleep(0.1)
     if iteration < 3:
         ctx.recur(iteration + 1)
@@ -210,7 +210,7 @@ def test_a_wrong_recur_says_what_is_wrong(sim: Simulation, number: int, error: t
 @workflow
 async def shows(ctx: WorkflowContext, what: Any) -> None:
     ctx.set_value("progress", {"done": 1})
-    await step(1)
+    await count_up(1)
     ctx.set_value("progress", {"done": 2})
     ctx.set_value(what, 1)
     await asyncio.sleep(3600)
@@ -261,9 +261,9 @@ def test_a_value_has_a_limit(sim: Simulation) -> None:
 @workflow
 async def gated(ctx: WorkflowContext) -> list[bool]:
     first = ctx.patched("before")
-    await step(1)
+    await count_up(1)
     second = ctx.patched("between")
-    await step(2)
+    await count_up(2)
     return [first, second, ctx.patched("before"), ctx.patched("between")]
 
 
@@ -285,14 +285,14 @@ async def test_a_run_that_has_passed_by_the_old_path_stays_on_it(running: Runnin
 
 @workflow(name="changing")
 async def old_code(ctx: WorkflowContext) -> str:
-    await step(1)
+    await count_up(1)
     await asyncio.sleep(1)
     return "old"
 
 
 async def _new_code(ctx: WorkflowContext) -> str:
     first = "new" if ctx.patched("first") else "old"
-    await step(1)
+    await count_up(1)
     await asyncio.sleep(1)
     second = "new" if ctx.patched("second") else "old"
     return f"{first}, then {second}"

@@ -15,6 +15,19 @@ CREATE TABLE romancy.burial_check (
     CONSTRAINT burial_check_is_only_check CHECK (is_only)
 );
 
+CREATE TABLE romancy.channel (
+    name text NOT NULL,
+    mode text NOT NULL
+);
+
+CREATE TABLE romancy.demand (
+    channel text NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    run_id uuid NOT NULL,
+    number integer NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
 CREATE TABLE romancy.due (
     id uuid NOT NULL,
     queue text NOT NULL,
@@ -87,6 +100,11 @@ CREATE TABLE romancy.inbox (
     event_id bigint
 );
 
+CREATE TABLE romancy.member (
+    group_name text NOT NULL,
+    run_id uuid NOT NULL
+);
+
 CREATE TABLE romancy.migration (
     number integer NOT NULL,
     name text NOT NULL,
@@ -108,6 +126,12 @@ CREATE TABLE romancy.outbox (
     payload text NOT NULL,
     worker_id bigint,
     at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE romancy.pending (
+    channel text NOT NULL,
+    event_id bigint NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -242,6 +266,14 @@ CREATE TABLE romancy.shape (
     attributes text NOT NULL
 );
 
+CREATE TABLE romancy.starter (
+    namespace text NOT NULL,
+    workflow text NOT NULL,
+    type text NOT NULL,
+    wanted text NOT NULL,
+    form text NOT NULL
+);
+
 CREATE TABLE romancy.subscription (
     run_id uuid NOT NULL,
     number integer NOT NULL,
@@ -270,6 +302,12 @@ ALTER TABLE ONLY romancy.attempt
 ALTER TABLE ONLY romancy.burial_check
     ADD CONSTRAINT burial_check_pkey PRIMARY KEY (is_only);
 
+ALTER TABLE ONLY romancy.channel
+    ADD CONSTRAINT channel_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY romancy.demand
+    ADD CONSTRAINT demand_pkey PRIMARY KEY (run_id, number);
+
 ALTER TABLE ONLY romancy.due
     ADD CONSTRAINT due_pkey PRIMARY KEY (id);
 
@@ -291,6 +329,9 @@ ALTER TABLE ONLY romancy.inbox
 ALTER TABLE ONLY romancy.inbox
     ADD CONSTRAINT inbox_run_id_source_key UNIQUE (run_id, source);
 
+ALTER TABLE ONLY romancy.member
+    ADD CONSTRAINT member_pkey PRIMARY KEY (group_name, run_id);
+
 ALTER TABLE ONLY romancy.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (number);
 
@@ -300,11 +341,17 @@ ALTER TABLE ONLY romancy.mirror
 ALTER TABLE ONLY romancy.outbox
     ADD CONSTRAINT outbox_pkey PRIMARY KEY (run_id, number);
 
+ALTER TABLE ONLY romancy.pending
+    ADD CONSTRAINT pending_pkey PRIMARY KEY (channel, event_id);
+
 ALTER TABLE ONLY romancy.run
     ADD CONSTRAINT run_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY romancy.shape
     ADD CONSTRAINT shape_pkey PRIMARY KEY (type, attributes);
+
+ALTER TABLE ONLY romancy.starter
+    ADD CONSTRAINT starter_pkey PRIMARY KEY (namespace, workflow);
 
 ALTER TABLE ONLY romancy.subscription
     ADD CONSTRAINT subscription_pkey PRIMARY KEY (run_id, number);
@@ -314,6 +361,8 @@ ALTER TABLE ONLY romancy.value
 
 ALTER TABLE ONLY romancy.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
+
+CREATE INDEX demand_oldest ON romancy.demand USING btree (channel, at, run_id, number);
 
 CREATE INDEX due_blocked ON romancy.due USING btree (queue) WHERE (phase = 'Blocked'::text);
 
@@ -329,9 +378,13 @@ CREATE INDEX event_type ON romancy.event USING btree (type, at);
 
 CREATE INDEX inbox_event ON romancy.inbox USING btree (event_id) WHERE (event_id IS NOT NULL);
 
+CREATE INDEX member_run ON romancy.member USING btree (run_id);
+
 CREATE INDEX mirror_owed ON romancy.mirror USING btree (is_final DESC, mirror_at) WHERE (mirror_at IS NOT NULL);
 
 CREATE INDEX outbox_left ON romancy.outbox USING btree (at);
+
+CREATE INDEX pending_event ON romancy.pending USING btree (event_id);
 
 CREATE INDEX run_done ON romancy.run USING btree (phase, created_at DESC, id DESC) WHERE (phase IS NOT NULL);
 
@@ -348,6 +401,8 @@ CREATE INDEX run_parent ON romancy.run USING btree (parent_id) WHERE (parent_id 
 CREATE INDEX run_resource ON romancy.run USING btree (namespace, id) WHERE (is_resource AND (resource_gone_at IS NULL));
 
 CREATE INDEX run_resource_due ON romancy.run USING btree (resource_due_at) WHERE ((resource_due_at IS NOT NULL) AND (resource_gone_at IS NULL));
+
+CREATE INDEX starter_type ON romancy.starter USING btree (type);
 
 CREATE INDEX subscription_key ON romancy.subscription USING btree (key, run_id);
 

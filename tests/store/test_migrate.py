@@ -142,7 +142,7 @@ async def test_payloads_are_compressed_with_lz4_where_there_is_lz4(empty: Any) -
 
     payloads = [
         *("attempt.failure", "event.payload", "history.payload", "inbox.payload", "outbox.payload"),
-        *("run.failure", "run.input", "run.output"),
+        *("run.failure", "run.input", "run.output", "value.payload"),
     ]
     assert sorted(row["name"] for row in rows) == [f"romancy.{name}" for name in payloads if has_lz4]
 

@@ -65,6 +65,13 @@ HANDS_ON = {
         update run set parent_id = (select id from run where phase is not null), parent_number = 1, parent_close = 'Cancel'
          where phase is null and id <> $1
     """,
+    "MessageStuck": """
+        with e as (insert into event (source, event_id, type, payload, attributes, at)
+                   values ('s', '1', 'romancy.channel/c', '', '{}', now() - interval '1 h') returning id),
+             p as (insert into pending select 'c', id from e)
+        insert into demand values ('c', now() - interval '1 h', $1, 1)
+    """,
+    "MessageLost": "insert into pending select 'c', 987654 where $1::uuid is not null",
     "ValueOfNoRun": "insert into value select gen_random_uuid(), 'n', 1, '1' where $1::uuid is not null",
     "MirrorOfNone": "update run set resource_gone_at = now() where id = $1",
     "MirrorMissing": "delete from mirror where run_id = $1",
@@ -106,7 +113,7 @@ async def test_each_breach_is_found(name: str, run_id: Any, database: DatabaseSe
     assert name in {breach.name for breach in breaches}
     text = str(next(breach for breach in breaches if breach.name == name))
     assert "What to do: " in text
-    assert name == "BurialCheckLost" or "run " in text or "worker 987654" in text or "worker " in text
+    assert name in {"BurialCheckLost", "MessageLost"} or "run " in text or "worker 987654" in text or "worker " in text
 
 
 def test_the_statement_and_the_rules_name_the_same_breaches() -> None:

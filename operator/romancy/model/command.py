@@ -81,6 +81,18 @@ class StartChild:
 
 
 @record
+class Ask:
+    """Something that is sent and answered; sent by a `Post` of the same number."""
+
+    number: int
+    name: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.number}"
+
+
+@record
 class Post:
     """Put this into the outbox, in the write of the entry that led to it. Replay never asks for it again."""
 

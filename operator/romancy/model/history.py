@@ -20,6 +20,7 @@ class Kind(StrEnum):
     CHILD_COMPLETED = "ChildCompleted"
     CHILD_FAILED = "ChildFailed"
     CHILD_CANCELLED = "ChildCancelled"
+    ANSWERED = "Answered"  # what was asked of a channel
     PATCHED = "Patched"  # the code took the new path at a gate; the name is the gate's
     EVENT_RECEIVED = "EventReceived"  # payload: when it arrived, and the event
 
@@ -57,6 +58,7 @@ class MessageKind(StrEnum):
     SUSPEND = "Suspend"
     RESUME = "Resume"
     EVENT = "Event"
+    ANSWER = "Answer"  # to what it has asked of a channel; the number of that stands in the source
     CHILD = "Child"  # one of its children has ended
 
 

@@ -16,6 +16,14 @@ class OutboxKind(StrEnum):
     UNSUBSCRIBE = "Unsubscribe"
     START_CHILD = "StartChild"
     CANCEL_CHILD = "CancelChild"
+    OPEN_CHANNEL = "OpenChannel"
+    PUBLISH = "Publish"
+    SEND_TO = "SendTo"
+    TAKE = "Take"  # one message of a competing channel
+    UNTAKE = "Untake"  # it is not wanted any more
+    GIVE_BACK = "GiveBack"  # a message that came too late
+    JOIN = "Join"
+    LEAVE = "Leave"
     SET_VALUE = "SetValue"
     RECUR = "Recur"  # the run begins anew; numbered by minus its claim, since it is for that claim alone
     ENDED = "Ended"  # the run is done: what it has open elsewhere is closed

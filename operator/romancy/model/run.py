@@ -64,6 +64,7 @@ class Reason(StrEnum):
     TIMER = "WaitingForTimer"
     EVENT = "WaitingForEvent"
     CHILD = "WaitingForChild"
+    MESSAGE = "WaitingForMessage"
     RECURRED = "Recurred"
     NOTHING_OPEN = "WaitingForNothing"
     DRAINED = "Drained"

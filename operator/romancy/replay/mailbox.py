@@ -7,7 +7,8 @@ later wait: it was asked for once, so it was delivered.
 import asyncio
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from romancy.model.event import CloudEvent, Where, attributes_of, key_of, matches, of_json
@@ -16,6 +17,9 @@ from romancy.model.outbox import OutboxKind
 from romancy.replay.loop import RunFuture, RunLoop
 
 Key = tuple[UUID, bool]
+_SKEW: Final = timedelta(seconds=1)
+"""A run's clock is a worker's idea of the database's. Nobody looks for what came before a stream was opened: only a wait beside
+it may have brought that."""
 
 
 class Arrived:
@@ -49,9 +53,9 @@ class Wait(_Wanted):
 class Stream(_Wanted):
     """All events that arrive from a moment on."""
 
-    def __init__(self, type: str, where: Where, since: datetime) -> None:
+    def __init__(self, type: str, where: Where, since: datetime, *, is_direct: bool) -> None:
         super().__init__(type, where)
-        self.since = since
+        self.since, self.is_direct = since, is_direct
         self.queue: asyncio.Queue[Arrived] = asyncio.Queue()
         self.receivers = 0
 
@@ -90,9 +94,13 @@ class Mailbox:
         if future.done() and not future.cancelled():
             self._kept.insert(0, future.result())
 
-    def open(self, type: str, where: Where, *, since: datetime) -> Stream:
-        """All events that arrive from this moment on, until `close`."""
-        stream = Stream(type, where, since)
+    def open(self, type: str, where: Where, *, since: datetime, is_direct: bool = False) -> Stream:
+        """All events that arrive from this moment on, until `close`.
+
+        Args:
+            is_direct: of those that are sent to this run alone: there is nothing to subscribe to.
+        """
+        stream = Stream(type, where, since, is_direct=is_direct)
         self._streams.append(stream)
         self._is_changed = True
         return stream
@@ -112,7 +120,7 @@ class Mailbox:
         arrived, arrived_at = Arrived(of_json(told["event"]), entry.inbox), datetime.fromisoformat(told["at"])
         is_taken = False
         for stream in self._streams:
-            if stream.since <= arrived_at and _is_for(stream, arrived):
+            if stream.since - _SKEW <= arrived_at and _is_for(stream, arrived):
                 self._loop.context.run(stream.queue.put_nowait, arrived)
                 is_taken = True
         for wait in self._waits:
@@ -134,16 +142,18 @@ class Mailbox:
         if not self._is_changed:
             return
         self._is_changed = False
-        wanted: dict[Key, tuple[_Wanted, datetime | None]] = {}
+        wanted: dict[Key, _Wanted] = {}
         for wait in self._waits:
-            wanted.setdefault((wait.key, True), (wait, None))
+            wanted.setdefault((wait.key, True), wait)
         for stream in self._streams:
-            wanted.setdefault((stream.key, False), (stream, stream.since))
+            if stream.is_direct:
+                continue
+            wanted.setdefault((stream.key, False), stream)
         for key in [key for key in self._subscribed if key not in wanted]:
             self._post(OutboxKind.UNSUBSCRIBE, json.dumps({"number": self._subscribed.pop(key)}))
-        for key, (what, since) in wanted.items():
+        for key, what in wanted.items():
             if key not in self._subscribed:
-                asked = {"type": what.type, "where": what.where, "since": since and since.isoformat()}
+                asked = {"type": what.type, "where": what.where, "is_stream": isinstance(what, Stream)}
                 self._subscribed[key] = self._post(OutboxKind.SUBSCRIBE, json.dumps(asked))
 
     def awaited(self) -> list[str]:

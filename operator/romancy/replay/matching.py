@@ -4,24 +4,27 @@ from collections.abc import Iterable
 from typing import Final
 
 from romancy.errors import NonDeterminismError
-from romancy.model.command import RunActivity, StartChild, StartTimer
-from romancy.model.history import ACTIVITY_ENDS, CHILD_ENDS, Entry
+from romancy.model.command import Ask, RunActivity, StartChild, StartTimer
+from romancy.model.history import ACTIVITY_ENDS, CHILD_ENDS, Entry, Kind
 
-Numbered = RunActivity | StartTimer | StartChild
+Numbered = RunActivity | StartTimer | StartChild | Ask
 Key = tuple[str, int]
 
 ACTIVITY = "activity"
 TIMER = "timer"
 CHILD = "child"
+ASK = "ask"
 
-_KINDS: Final = {RunActivity: ACTIVITY, StartTimer: TIMER, StartChild: CHILD}
+_KINDS: Final = {RunActivity: ACTIVITY, StartTimer: TIMER, StartChild: CHILD, Ask: ASK}
 
 
 def key_of(entry: Entry) -> Key:
     """Which command an entry answers: commands are numbered per kind."""
     if entry.kind in ACTIVITY_ENDS:
         return ACTIVITY, entry.number
-    return (CHILD if entry.kind in CHILD_ENDS else TIMER), entry.number
+    if entry.kind in CHILD_ENDS:
+        return CHILD, entry.number
+    return (ASK if entry.kind is Kind.ANSWERED else TIMER), entry.number
 
 
 def check(entry: Entry, command: Numbered | None, open_commands: Iterable[Numbered]) -> str | None:

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, assert_never
 
 from romancy.errors import NeverAwaitedError, NonDeterminismError, RunDiscarded
 from romancy.model.command import (
+    Ask,
     CancelActivity,
     CancelTimer,
     Command,
@@ -23,11 +25,11 @@ from romancy.model.outbox import OutboxKind, Outgoing
 from romancy.replay import calls
 from romancy.replay.loop import RunFuture, RunTask, new_loop
 from romancy.replay.mailbox import Mailbox
-from romancy.replay.matching import ACTIVITY, CHILD, TIMER, Key, Numbered, check, key_of
+from romancy.replay.matching import ACTIVITY, ASK, CHILD, TIMER, Key, Numbered, check, key_of
 
 # What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
 _STUBBORN: Final[list[object]] = []
-_OUTBOX: Final = "outbox"
+OUTBOX: Final = "outbox"
 ITERATION: Final = "iteration"
 
 
@@ -105,6 +107,19 @@ class ChildFuture(RunFuture):
             self.set_exception(value)
 
 
+class AskFuture(RunFuture):
+    """The await of an answer; whoever gives it up may have something to send for that."""
+
+    on_cancel: Callable[[], None] | None = None
+
+    def cancel(self, msg: object = None) -> bool:
+        if super().cancel(msg):
+            if self.on_cancel is not None:
+                self.on_cancel()
+            return True
+        return False
+
+
 class _Open:
     """A command that is asked for and not answered."""
 
@@ -113,7 +128,7 @@ class _Open:
     def __init__(
         self,
         command: Numbered,
-        future: ActivityFuture | ChildFuture | None = None,
+        future: ActivityFuture | ChildFuture | AskFuture | None = None,
         decode: Callable[[Entry], object] | None = None,
         on_completed: Callable[[Entry], None] | None = None,
     ) -> None:
@@ -162,7 +177,7 @@ class Replay:
         self._program = program
         self._root: RunTask | None = None
         self.began_at = dict(numbers or {})
-        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, _OUTBOX: 0} | self.began_at
+        self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, OUTBOX: 0} | self.began_at
         self._gates: dict[str, bool] = dict.fromkeys(patches, True)
         self._open: dict[Key, _Open] = {}
         self._abandoned: dict[Key, Numbered] = {}  # cancelled by the code: late answers are seen by nobody
@@ -234,7 +249,7 @@ class Replay:
     @property
     def has_posted(self) -> bool:
         """The code has sent something: it may have something open elsewhere."""
-        return self._numbers[_OUTBOX] > self.began_at.get(_OUTBOX, 0)
+        return self._numbers[OUTBOX] > self.began_at.get(OUTBOX, 0)
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -249,7 +264,17 @@ class Replay:
     def is_cancel_asked(self, number: int) -> bool:
         """True if the code has cancelled this shielded activity, and waits to hear how it ended."""
         each = self._open.get((ACTIVITY, number))
-        return each is not None and each.future is not None and each.future.is_cancel_asked
+        return each is not None and isinstance(each.future, ActivityFuture) and each.future.is_cancel_asked
+
+    def open_ask(self, number: int) -> Ask | None:
+        """What is asked under that number and not answered."""
+        each = self._open.get((ASK, number)) or self._abandoned.get((ASK, number))
+        command = each.command if isinstance(each, _Open) else each
+        return command if isinstance(command, Ask) else None
+
+    def open_asks(self) -> list[Ask]:
+        """All that is asked and not answered."""
+        return [each.command for each in self._open.values() if isinstance(each.command, Ask)]
 
     def open_child(self, number: int) -> StartChild | None:
         """The child of that number, if it is not known how it ended."""
@@ -323,6 +348,25 @@ class Replay:
         """Ask a child to end; how it ended is heard as ever."""
         self.post(OutboxKind.CANCEL_CHILD, json.dumps({"id": str(command.run_id)}))
 
+    def ask(self, kind: OutboxKind, name: str, payload: str, digest: str) -> AskFuture:
+        """Send something, and await the JSON text of its answer.
+
+        A message that answers a Take nobody waits for any more is given back.
+        """
+        self.check_open()
+        command = Ask(self._numbers[OUTBOX] + 1, name, digest)
+        future = AskFuture(loop=self.loop)
+        self._open[ASK, command.number] = _Open(command, future)
+        assert self.post(kind, payload) == command.number
+        future.on_cancel = partial(self._give_up, command, kind)
+        return future
+
+    def _give_up(self, command: Ask, kind: OutboxKind) -> None:
+        if not self.is_discarded and self._open.pop((ASK, command.number), None) is not None:
+            self._abandoned[ASK, command.number] = command
+            if kind is OutboxKind.TAKE:
+                self.post(OutboxKind.UNTAKE, json.dumps({"number": command.number}))
+
     def start_timer(self, when: float) -> int:
         """Host of the loop: a timer of asyncio is a command."""
         self.check_open()
@@ -356,7 +400,7 @@ class Replay:
     def post(self, kind: OutboxKind, payload: str) -> int:
         """Put something into the outbox; its number. While replaying it was put there before."""
         self.check_open()
-        number = self._next(_OUTBOX)
+        number = self._next(OUTBOX)
         if not self._is_posted:
             self._issue(Post(Outgoing(number, kind, payload)))
         return number
@@ -438,6 +482,8 @@ class Replay:
                 self._end_activity(entry)
             case Kind.CHILD_COMPLETED | Kind.CHILD_FAILED | Kind.CHILD_CANCELLED:
                 self._end_child(entry)
+            case Kind.ANSWERED:
+                self._answer(entry)
             case _:
                 assert_never(entry.kind)
 
@@ -448,13 +494,22 @@ class Replay:
         assert each.decode is not None
         if entry.kind is Kind.ACTIVITY_COMPLETED and each.on_completed is not None:
             each.on_completed(entry)
+        assert not isinstance(each.future, AskFuture)
         self.loop.context.run(each.future.end, entry, each.decode)
+
+    def _answer(self, entry: Entry) -> None:
+        if (each := self._answered(entry)) is not None:
+            assert each.future is not None
+            self.loop.context.run(each.future.set_result, entry.payload)
+        elif "taken" in (told := json.loads(entry.payload)):
+            self.post(OutboxKind.GIVE_BACK, json.dumps({"event": told["taken"]}))
 
     def _end_child(self, entry: Entry) -> None:
         if (each := self._answered(entry)) is None:
             return
         assert each.future is not None
         assert each.decode is not None
+        assert not isinstance(each.future, AskFuture)
         self.loop.context.run(each.future.end, entry, each.decode)
 
     def _cancel(self, entry: Entry) -> None:

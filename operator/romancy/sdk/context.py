@@ -1,6 +1,7 @@
 """What a workflow has instead of the world: time, chance and waiting that replay."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from random import Random
@@ -9,10 +10,13 @@ from uuid import UUID
 
 from romancy.errors import DefinitionError, RecurInvalidError
 from romancy.model.event import CloudEvent
+from romancy.model.outbox import OutboxKind
 from romancy.replay.replay import ITERATION, Replay
+from romancy.sdk import channel as channels
 from romancy.sdk import child, saga, values
 from romancy.sdk import event as events
 from romancy.sdk.activity import Activity
+from romancy.sdk.channel import Channel, ChannelSubscription
 from romancy.sdk.child import ChildHandle
 from romancy.sdk.event import Event, Subscription
 from romancy.sdk.saga import Recurs
@@ -156,15 +160,61 @@ class WorkflowContext:
     def subscribe[E: Event](self, event: type[E], *, where: Mapping[str, Any] | None = None) -> Subscription[E]: ...
     @overload
     def subscribe(self, event: str, *, where: Mapping[str, Any] | None = None) -> Subscription[CloudEvent]: ...
-    def subscribe(self, event: type[Event] | str, *, where: Mapping[str, Any] | None = None) -> Subscription[Any]:
-        """All events that arrive from its `async with` on: subscribe first, then act, then receive.
+    @overload
+    def subscribe[T](self, event: Channel[T]) -> ChannelSubscription[T]: ...
+    def subscribe(
+        self, event: type[Event] | str | Channel[Any], *, where: Mapping[str, Any] | None = None
+    ) -> Subscription[Any] | ChannelSubscription[Any]:
+        """All events, or messages of a channel, that arrive from its `async with` on: subscribe first, then act, then receive.
 
         Raises:
             EventInvalidError: `where` is wrong.
             DefinitionError: `event` is no event.
         """
         self._replay.check_open()
+        if isinstance(event, Channel):
+            return ChannelSubscription(self._replay, event)
         return Subscription(self._replay, event, where)
+
+    async def publish[T](self, channel: Channel[T], data: T, *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Publish a message: to all who have subscribed, or on a competing channel to one who wants it, now or later.
+
+        Returns when it is durable; a replay publishes nothing again.
+
+        Raises:
+            ChannelModeError: the channel has another mode.
+            ChannelInvalidError: the channel is direct, or the metadata are wrong.
+            PayloadError: the data can't be stored.
+        """
+        self._replay.check_open()
+        await channels.publish(self._replay, channel, data, metadata)
+
+    async def send_to[T](
+        self, run: str | UUID, channel: Channel[T], data: T, *, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Send a message to one run: a UUID is its id, anything else the newest run of that name in this namespace.
+
+        Returns when it is durable; nothing happens if that run is done.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            ChannelModeError: the channel has another mode.
+            ChannelInvalidError: the metadata are wrong.
+            PayloadError: the data can't be stored.
+        """
+        self._replay.check_open()
+        await channels.send_to(self._replay, self._info.namespace, run, channel, data, metadata)
+
+    def join(self, group: str) -> None:
+        """Be a member of a group, until `leave` or the end: `Client.members` lists them."""
+        self._replay.check_open()
+        self._replay.post(OutboxKind.JOIN, json.dumps({"group": values.checked_name(group, "ctx.join")}))
+
+    def leave(self, group: str | None = None) -> None:
+        """Be a member of a group no more; of none, if no group is named."""
+        self._replay.check_open()
+        name = None if group is None else values.checked_name(group, "ctx.leave")
+        self._replay.post(OutboxKind.LEAVE, json.dumps({"group": name}))
 
     def start_child[**P, R](self, workflow: "Workflow[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> ChildHandle[R]:
         """Start another run that this one need not wait for; options as for `App.start` go through `workflow.options()`.

@@ -28,13 +28,16 @@ _TRIES_MAX: Final = 5
 class Events(Runs, Messages):
     """The part of the store that knows events."""
 
-    async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
+    async def send_event(
+        self, event: CloudEvent, *, to: UUID | None = None, bytes_max: int = PAYLOAD_BYTES_MAX
+    ) -> Receipt:
         """Store an event, and bring it to all open runs that wait for it, or to one run whether it waits or not.
 
         The same source and id is the same event: sent again, what a crash has kept from its receivers is made up for.
 
         Args:
             to: a run; nothing happens if it is done or unknown.
+            bytes_max: the largest event.
 
         Raises:
             EventInvalidError: an attribute is missing or wrong.
@@ -42,8 +45,8 @@ class Events(Runs, Messages):
             PayloadRefusedError: it can't be stored; nothing was.
         """
         text = event.as_text()
-        if (size := size_bytes([text])) > PAYLOAD_BYTES_MAX:
-            raise PayloadTooLargeError(what=f"event {event.id!r}", size_bytes=size, max_bytes=PAYLOAD_BYTES_MAX)
+        if (size := size_bytes([text])) > bytes_max:
+            raise PayloadTooLargeError(what=f"event {event.id!r}", size_bytes=size, max_bytes=bytes_max)
         number, is_new = await self._store_event(event, text, to)
         if to is not None:
             return Receipt(await self.send([_brings(to, number)]), 0, is_new)
@@ -108,7 +111,7 @@ class Events(Runs, Messages):
     async def subscribe(self, rows: Sequence[OutboxRow]) -> None:
         """Subscribe runs, and bring them what has come already and they have not had."""
         asked = [(row, json.loads(row.payload)) for row in rows]
-        await self._fetch(
+        there = await self._fetch(
             SQL.subscribe(
                 run_ids=[row.run_id for row, _ in asked],
                 numbers=[row.number for row, _ in asked],
@@ -117,7 +120,12 @@ class Events(Runs, Messages):
                 shapes=[json.dumps(sorted(each["where"])) for _, each in asked],
             )
         )
-        looking = [_Look(row.run_id, each["type"], each["where"], each["since"]) for row, each in asked]
+        at = {(row["run_id"], row["number"]): row["at"] for row in there}
+        looking = [
+            _Look(row.run_id, each["type"], each["where"], at[row.run_id, row.number] if each["is_stream"] else None)
+            for row, each in asked
+            if (row.run_id, row.number) in at
+        ]
         while looking:
             found = await self._find_events([look for look in looking if look.where])
             found += await self._find_events_of_type([look for look in looking if not look.where])
@@ -162,9 +170,8 @@ class Events(Runs, Messages):
 class _Look:
     """What one run asks for, back to a moment."""
 
-    def __init__(self, run_id: UUID, type: str, where: events.Where, since: str | None) -> None:
-        self.run_id, self.type, self.where = run_id, type, where
-        self.since = datetime.fromisoformat(since) if since else None
+    def __init__(self, run_id: UUID, type: str, where: events.Where, since: datetime | None) -> None:
+        self.run_id, self.type, self.where, self.since = run_id, type, where, since
 
 
 def _started_by(event: CloudEvent, namespace: str, starter: Starter) -> NewRun:

@@ -13,8 +13,8 @@ from romancy.store.queries import SQL
 class Iterations(Connected):
     """The part of the store that begins iterations and keeps values."""
 
-    async def recur(self, rows: Sequence[OutboxRow]) -> int:
-        """Begin the next iteration of runs that nobody holds; how many began. Deletes what asked for it, if that is settled."""
+    async def recur(self, rows: Sequence[OutboxRow]) -> list[UUID]:
+        """Begin the next iteration of runs that nobody holds; which began. Deletes what asked for it, if that is settled."""
         asked = [(row, json.loads(row.payload)) for row in rows]
         [answer] = await self._fetch(
             SQL.recur(
@@ -29,7 +29,7 @@ class Iterations(Connected):
                 due_channel=due_channel(self.settings),
             )
         )
-        return int(answer["began"])
+        return list(answer["began"])
 
     async def set_values(self, rows: Sequence[OutboxRow]) -> None:
         """Set what runs show to outsiders."""

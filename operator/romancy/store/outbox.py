@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from romancy.model.outbox import OutboxKind, OutboxRow
+from romancy.store.channels import Channels
 from romancy.store.children import Children
-from romancy.store.events import Events
 from romancy.store.iterations import Iterations
 from romancy.store.queries import SQL
 
+_ALL: Final = 2**31 - 1
+_DELETED_APART: Final = frozenset({OutboxKind.RECUR, OutboxKind.GIVE_BACK})
+"""Deleted by what carries them out, in one statement with what they do."""
 
-class Outbox(Children, Events, Iterations):
+
+class Outbox(Children, Channels, Iterations):
     """The part of the store that sends what runs have written."""
 
     async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
@@ -34,16 +38,33 @@ class Outbox(Children, Events, Iterations):
             await self.start_children(starts)
         if cancels := of(OutboxKind.CANCEL_CHILD):
             await self.cancel_children(cancels)
+        answered = (OutboxKind.OPEN_CHANNEL, OutboxKind.PUBLISH, OutboxKind.SEND_TO)
+        if asks := [row for row in rows if row.kind in answered]:
+            await self.answer_channels(asks)
+        if takes := of(OutboxKind.TAKE):
+            await self.take(takes)
+        if untakes := of(OutboxKind.UNTAKE):
+            await self.undemand(untakes)
+        if backs := of(OutboxKind.GIVE_BACK):
+            await self.give_back(backs)
+        if joins := of(OutboxKind.JOIN):
+            await self.join_groups(joins)
+        if leaves := of(OutboxKind.LEAVE):
+            await self.leave_groups([(json.loads(row.payload)["group"], row.run_id) for row in leaves])
         if values := of(OutboxKind.SET_VALUE):
             await self.set_values(values)
         if recurs := of(OutboxKind.RECUR):
             await self.end_children({row.run_id: json.loads(row.payload)["numbers"]["child"] for row in recurs})
-            await self.recur(recurs)
+            began = await self.recur(recurs)
+            asked = {row.run_id: json.loads(row.payload)["numbers"]["outbox"] for row in recurs}
+            if began:
+                await self.return_untaken({run_id: asked[run_id] for run_id in began})
         if ended := of(OutboxKind.ENDED):
             await self.unsubscribe_all([row.run_id for row in ended])
             await self.close_runs([row.run_id for row in ended])
-        # What asks for another iteration is deleted by whoever begins it.
-        if sent := [row for row in rows if row.kind is not OutboxKind.RECUR]:
+            await self.return_untaken(dict.fromkeys([row.run_id for row in ended], _ALL))
+            await self.leave_groups([(None, row.run_id) for row in ended])
+        if sent := [row for row in rows if row.kind not in _DELETED_APART]:
             await self._delete_sent(sent)
 
     async def _delete_sent(self, rows: Sequence[OutboxRow]) -> None:

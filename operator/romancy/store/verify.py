@@ -88,6 +88,12 @@ RULES: Final[dict[str, Rule]] = {
     "ChildLeft": Rule(
         "I8", "a run takes those of its children with it that it did not abandon", "cancel it; " + _REPORT
     ),
+    "MessageStuck": Rule(
+        "I8",
+        "a pending message goes to who waits for one",
+        "publish another message to that channel: it brings this one too; " + _REPORT,
+    ),
+    "MessageLost": Rule("I8", "a pending message is there", f"{_REMOVE}; `delete from pending` of that event_id"),
     "ValueOfNoRun": Rule("I8", "a value is that of a run", f"{_REMOVE}; `delete from value` of that run_id"),
     "MirrorOfNone": Rule("I6", "a status is owed to a resource that is there", "`delete from mirror` of that run_id"),
     "MirrorMissing": Rule(

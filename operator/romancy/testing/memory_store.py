@@ -17,6 +17,7 @@ from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import Statement, unavailable_as_ours
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL, Query
+from romancy.testing.memory.channels import Channels
 from romancy.testing.memory.children import Children
 from romancy.testing.memory.claims import Claims
 from romancy.testing.memory.events import Events
@@ -42,7 +43,7 @@ class ValueRefusedError(OSError):
 
 
 class MemoryDatabase(
-    Children, Claims, Events, History, Iterations, Journal, Messages, Mirror, Notify, Resources, Workers
+    Channels, Children, Claims, Events, History, Iterations, Journal, Messages, Mirror, Notify, Resources, Workers
 ):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.
 

@@ -48,7 +48,16 @@ _SAVES: Final = frozenset(
     query.text
     for query in (
         *(SQL.flush, SQL.flush_entries, SQL.subscribe, SQL.unsubscribe, SQL.start_runs, SQL.send, SQL.recur),
-        *(SQL.set_values, SQL.unsubscribe_all, SQL.delete_sent),
+        *(
+            SQL.set_values,
+            SQL.unsubscribe_all,
+            SQL.delete_sent,
+            SQL.store_event,
+            SQL.fix_modes,
+            SQL.enqueue,
+            SQL.demand,
+        ),
+        *(SQL.undemand, SQL.hand_out, SQL.give_back, SQL.return_untaken, SQL.join_groups, SQL.leave_groups),
     )
 )
 """What a process writes for its runs: it may die before and after each."""

@@ -18,7 +18,7 @@ from romancy.model.record import record
 from romancy.model.run import Phase, Reason
 
 _TIMER, _OTHER = 0, 1
-_BRING: Final = frozenset({MessageKind.EVENT, MessageKind.CHILD})
+_BRING: Final = frozenset({MessageKind.EVENT, MessageKind.CHILD, MessageKind.ANSWER})
 """Messages that bring something to the code; the others are orders."""
 
 
@@ -32,12 +32,12 @@ class Ready:
     kind: Kind = field(compare=False)
     payload: str = field(compare=False, default="")
     inbox: int | None = field(compare=False, default=None)
-    child: int = field(compare=False, default=0)
+    command: int = field(compare=False, default=0)
 
     @property
     def answers(self) -> int:
         """The number of the command; 0 if it answers none."""
-        return self.child if self.inbox is not None or self.kind is Kind.CANCEL_REQUESTED else self.number
+        return self.command if self.inbox is not None or self.kind is Kind.CANCEL_REQUESTED else self.number
 
 
 class Delivery:
@@ -49,7 +49,7 @@ class Delivery:
         seen: the run's inbox version that these are all of.
         timeout_at: when the run's own timeout cancels it.
         timeout_seconds: how long that is.
-        children_from: what comes of children up to this number is for an iteration that is over.
+        children_from, asks_from: what comes of children and answers up to these numbers is for an iteration that is over.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Delivery:
         timeout_at: datetime | None,
         timeout_seconds: float,
         children_from: int = 0,
+        asks_from: int = 0,
     ) -> None:
         self.is_suspended = False
         self.timeout_at = timeout_at
@@ -68,7 +69,7 @@ class Delivery:
         self._generation = 0  # of the resource's spec, with the newest order that came from it
         self._timeout_seconds = timeout_seconds
         self._delivered = delivered
-        self._children_from = children_from
+        self._children_from, self._asks_from = children_from, asks_from
         # Apart, for what is brought waits while a suspension holds the run, and orders do not.
         self._orders: deque[InboxRow] = deque()
         self._brought: deque[InboxRow] = deque()
@@ -128,6 +129,8 @@ class Delivery:
                 self._brought.append(row)
 
     def _is_of_the_past(self, row: InboxRow) -> bool:
+        if row.kind is MessageKind.ANSWER:
+            return _asked_by(row) <= self._asks_from
         return row.kind is MessageKind.CHILD and json.loads(row.payload)["number"] <= self._children_from
 
     def left(self) -> list[int]:
@@ -205,7 +208,7 @@ class Delivery:
             case MessageKind.CANCEL:
                 self.is_suspended = False  # the run must be able to clean up
                 return row.number not in self._delivered and not is_cancelled
-            case MessageKind.EVENT | MessageKind.CHILD:
+            case MessageKind.EVENT | MessageKind.CHILD | MessageKind.ANSWER:
                 raise AssertionError(row.kind)  # it is no order
             case _:
                 assert_never(row.kind)
@@ -228,10 +231,19 @@ def _brought(row: InboxRow) -> Ready:
     if row.kind is MessageKind.EVENT:
         text = event.arrived(row.at, row.payload)
         return Ready(row.at, _OTHER, row.number, Kind.EVENT_RECEIVED, text, row.number)
+    if row.kind is MessageKind.ANSWER:
+        taken = row.source.split(":")[2]
+        text = f'{{"taken":{taken},"event":{row.payload}}}' if taken else row.payload
+        return Ready(row.at, _OTHER, row.number, Kind.ANSWERED, text, row.number, _asked_by(row))
     told = json.loads(row.payload)
     kind = _CHILD_ENDS[Phase(told["phase"])]
     text = told["output"] if kind is Kind.CHILD_COMPLETED else row.payload
     return Ready(row.at, _OTHER, row.number, kind, text, row.number, told["number"])
+
+
+def _asked_by(row: InboxRow) -> int:
+    """The number of what an answer answers: `answer:<number>:<event>`."""
+    return int(row.source.split(":")[1])
 
 
 def _generation_of(source: str) -> int | None:

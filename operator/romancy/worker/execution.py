@@ -21,6 +21,7 @@ from romancy.errors import (
 )
 from romancy.model import failure
 from romancy.model.command import (
+    Ask,
     CancelActivity,
     CancelTimer,
     Command,
@@ -37,7 +38,7 @@ from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind
 from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
 from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
 from romancy.replay.matching import CHILD
-from romancy.replay.replay import ITERATION, Replay
+from romancy.replay.replay import ITERATION, OUTBOX, Replay
 from romancy.sdk.context import RunInfo
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
@@ -146,6 +147,7 @@ class Execution:
             timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
             timeout_seconds=claimed.timeout_seconds or 0,
             children_from=claimed.numbers.get(CHILD, 0),
+            asks_from=claimed.numbers.get(OUTBOX, 0),
         )
         self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log)
 
@@ -406,9 +408,11 @@ class Execution:
             self._take(replay.advance([entry]))
 
     def _entry(self, replay: Replay, ready: Ready, now: datetime) -> Entry:
-        command: RunActivity | StartTimer | StartChild | None = None
+        command: RunActivity | StartTimer | StartChild | Ask | None = None
         if ready.kind is Kind.TIMER_FIRED:
             command = replay.open_timer(ready.answers)
+        elif ready.kind is Kind.ANSWERED:
+            command = replay.open_ask(ready.answers)
         elif ready.kind in CHILD_ENDS:
             command = replay.open_child(ready.answers)
         elif ready.answers:
@@ -516,6 +520,7 @@ class Execution:
             self._open_timeout(),
             self._replay.mailbox.awaited(),
             [f"{child.run_name!r} of workflow {child.name!r}" for child in self._replay.open_children()],
+            [asked.name.partition(" ")[2] for asked in self._replay.open_asks()],
         )
 
     def _open_timeout(self) -> datetime | None:

@@ -40,6 +40,7 @@ def of(
     timeout_at: datetime | None,
     awaited: Sequence[str],
     children: Sequence[str],
+    channels: Sequence[str],
 ) -> Waiting:
     """Describe what an idle run waits for: what fails first, then what the outside brings, then time.
 
@@ -47,6 +48,7 @@ def of(
         timeout_at: when the run's own timeout cancels it, if it has one.
         awaited: the events that it waits for.
         children: the runs that it has started and that have not ended.
+        channels: those that it wants a message of.
     """
     timer_at = min(timers.values(), default=None)
     backoff = min(backoffs.values(), key=lambda each: each.next_at, default=None)
@@ -57,6 +59,8 @@ def of(
     until = f" until {at(timer_at)} at the latest" if timer_at is not None else ""
     if awaited:
         return Waiting(Reason.EVENT, f"waiting for event {_first_of(awaited)}{until}", wake_at)
+    if channels:
+        return Waiting(Reason.MESSAGE, f"waiting for channel {_first_of(channels)}{until}", wake_at)
     if children:
         return Waiting(Reason.CHILD, f"waiting for child run {_first_of(children)}{until}", wake_at)
     if timer_at is not None:

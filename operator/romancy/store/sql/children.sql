@@ -3,10 +3,10 @@
 select run.id, run.parent_id, run.parent_number from run where run.id = any(:run_ids::uuid[]);
 
 -- name: read_ended
--- What the parents of these runs are to be told. Index: the primary key.
+-- What the parents of these runs are to be told. Index: the primary key (`is not null` would go through all children).
 select run.id, run.parent_id, run.parent_number, run.phase, run.reason, run.message, run.output, run.failure
   from run
- where run.id = any(:run_ids::uuid[]) and run.parent_id is not null and run.phase is not null;
+ where run.id = any(:run_ids::uuid[]) and num_nulls(run.parent_id, run.phase) = 0;
 
 -- name: read_open_children
 -- The children of these runs, up to a number, that are to be cancelled with them. Index: run_parent, and the primary key of due.

@@ -41,24 +41,27 @@ select distinct subscription.run_id
 
 -- name: subscribe
 -- Subscribes runs, as long as the outbox row that asks for it is there: a late copy of it subscribes nobody. The shapes before the
--- look back, which is a statement of its own. Order of locks: outbox rows by key, shapes by key.
+-- look back, which is a statement of its own. Order of locks: outbox rows by key, shapes by key. Row: since when each is asked for,
+-- by the database's clock: what the run causes after that comes later.
 with asked as materialized (
     select a.run_id, a.number, a.key, a.type, a.attributes
       from unnest(:run_ids::uuid[], :numbers::integer[], :keys::uuid[], :types::text[], :shapes::text[])
            as a(run_id, number, key, type, attributes)
      order by a.run_id, a.number
 ), there as materialized (
-    select asked.run_id, asked.number, asked.key, asked.type, asked.attributes
+    select asked.run_id, asked.number, asked.key, asked.type, asked.attributes, row.at
       from asked,
-           lateral (select from outbox where outbox.run_id = asked.run_id and outbox.number = asked.number for key share) as row
+           lateral (select outbox.at from outbox where outbox.run_id = asked.run_id and outbox.number = asked.number for key share) as row
 ), shaped as (
     insert into shape (type, attributes)
     select distinct there.type, there.attributes from there order by there.type, there.attributes
     on conflict do nothing
+), made as (
+    insert into subscription (run_id, number, key)
+    select there.run_id, there.number, there.key from there
+    on conflict do nothing
 )
-insert into subscription (run_id, number, key)
-select there.run_id, there.number, there.key from there
-on conflict do nothing;
+select there.run_id, there.number, there.at from there;
 
 -- name: unsubscribe
 delete from subscription

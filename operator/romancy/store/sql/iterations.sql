@@ -1,7 +1,7 @@
 -- name: recur
 -- Begins the next iteration of runs: what was becomes a run of its own, with its history; the run is due, with an empty one. Only for
 -- the claim that has come to that end, and while nobody holds the run: who has claimed it since comes to the same end by himself, and
--- says so anew. Deletes what asked for it, also where that is overtaken. Row: how many began.
+-- says so anew. Deletes what asked for it, also where that is overtaken. Row: which began.
 -- Order of locks: due rows by id, then what they guard. The claim is compared on the row itself: it tells that this statement's
 -- snapshot has all that the claim wrote.
 with asked as materialized (
@@ -50,7 +50,7 @@ with asked as materialized (
      where outbox.run_id = asked.run_id and outbox.number = asked.number
        and (asked.run_id in (select locked.run_id from locked) or due.claim is distinct from asked.claim)
 )
-select (select count(*) from opened) as began,
+select array(select opened.id from opened) as began,
        (select count(pg_notify(:due_channel::text, queue)) from (select distinct queue from opened) as woken) as notified;
 
 -- name: set_values

@@ -190,6 +190,18 @@ run_nowhere as (
        and not exists (select from inbox where inbox.run_id = due.id and inbox.kind = 'Cancel')
        and not exists (select from outbox where outbox.run_id = parent.id and outbox.kind = 'Ended')
      limit :limit::integer
+), message_stuck as (
+    select demand.run_id, null::bigint as worker_id,
+           format('it wants a message of channel %s since %s, and one is pending', demand.channel, demand.at) as found
+      from demand join due on due.id = demand.run_id
+     where demand.at < now() - interval '1 minute' and exists (select from pending where pending.channel = demand.channel)
+       and exists (select from event join pending on pending.event_id = event.id
+                    where pending.channel = demand.channel and event.at < now() - interval '1 minute')
+     limit :limit::integer
+), message_lost as (
+    select null::uuid as run_id, null::bigint as worker_id, format('message %s of channel %s', pending.event_id, pending.channel) as found
+      from pending left join event on event.id = pending.event_id
+     where event.id is null limit :limit::integer
 ), value_of_no_run as (
     select value.run_id, null::bigint as worker_id, format('value %s', value.name) as found
       from value left join run on run.id = value.run_id
@@ -258,6 +270,8 @@ run_nowhere as (
     union all select 'SubscribedAndDone', run_id, worker_id, found from subscribed_and_done
     union all select 'ParentUntold', run_id, worker_id, found from parent_untold
     union all select 'ChildLeft', run_id, worker_id, found from child_left
+    union all select 'MessageStuck', run_id, worker_id, found from message_stuck
+    union all select 'MessageLost', run_id, worker_id, found from message_lost
     union all select 'ValueOfNoRun', run_id, worker_id, found from value_of_no_run
     union all select 'MirrorOfNone', run_id, worker_id, found from mirror_of_none
     union all select 'MirrorMissing', run_id, worker_id, found from mirror_missing

@@ -61,11 +61,13 @@ class Events(Tables):
         types: Sequence[str],
         shapes: Sequence[str],
     ) -> list[Row]:
+        there = []
         for run_id, number, key, type, shape in zip(run_ids, numbers, keys, types, shapes, strict=True):
-            if number in self.outbox.get(run_id, {}):  # a late copy subscribes nobody
+            if (row := self.outbox.get(run_id, {}).get(number)) is not None:  # a late copy subscribes nobody
                 self.shape.add((type, shape))
                 self.subscription.setdefault(run_id, {}).setdefault(number, key)
-        return []
+                there.append({"run_id": run_id, "number": number, "at": row.at})
+        return there
 
     def unsubscribe(self, *, run_ids: Sequence[UUID], numbers: Sequence[int]) -> list[Row]:
         for run_id, number in zip(run_ids, numbers, strict=True):

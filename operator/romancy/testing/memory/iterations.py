@@ -24,7 +24,8 @@ class Iterations(Tables):
         due_channel: str,
     ) -> list[Row]:
         columns = {"run_id": run_ids, "number": numbers, "claim": claims, "archive": archives, "input": inputs}
-        woken = []
+        woken: list[str] = []
+        began: list[UUID] = []
         for asked in unnest({**columns, "counts": counts, "seen": seens, "kept": kepts}):
             run_id = asked["run_id"]
             if asked["number"] not in self.outbox.get(run_id, {}):
@@ -34,10 +35,11 @@ class Iterations(Tables):
                 if due.worker_id is not None:
                     continue  # who holds it comes to the same end
                 woken.append(self._renew(asked))
+                began.append(run_id)
             del self.outbox[run_id][asked["number"]]
             if not self.outbox[run_id]:
                 del self.outbox[run_id]
-        return [{"began": len(woken), "notified": self.tell(due_channel, woken)}]
+        return [{"began": began, "notified": self.tell(due_channel, woken)}]
 
     def _renew(self, asked: Row) -> str:
         run_id, archive = asked["run_id"], asked["archive"]

@@ -198,6 +198,10 @@ class Tables:
     outbox: dict[UUID, dict[int, OutgoingRow]] = field(default_factory=dict)
     event: dict[int, EventRow] = field(default_factory=dict)
     events_ever: int = 0
+    channel: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, set[int]] = field(default_factory=dict)
+    demands: dict[tuple[UUID, int], tuple[str, datetime]] = field(default_factory=dict)
+    member: set[tuple[str, UUID]] = field(default_factory=set)
     starter: dict[tuple[str, str], tuple[str, str, str]] = field(default_factory=dict)
     shape: set[tuple[str, str]] = field(default_factory=set)
     value: dict[UUID, dict[str, tuple[int, str]]] = field(default_factory=dict)

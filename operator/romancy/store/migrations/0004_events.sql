@@ -59,6 +59,35 @@ create table value (
     primary key (run_id, name)
 );
 
+-- The first use of a channel decides its mode. Its messages are events.
+create table channel (
+    name text primary key,
+    mode text not null
+);
+
+-- Messages of competing channels that nobody has taken, and runs that want one: oldest to oldest.
+create table pending (
+    channel  text   not null,
+    event_id bigint not null,
+    primary key (channel, event_id)
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+create index pending_event on pending (event_id);
+create table demand (
+    channel text        not null,
+    at      timestamptz not null default clock_timestamp(),
+    run_id  uuid        not null,
+    number  integer     not null,  -- of the outbox row that asks
+    primary key (run_id, number)
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+create index demand_oldest on demand (channel, at, run_id, number);
+
+create table member (
+    group_name text not null,
+    run_id     uuid not null,
+    primary key (group_name, run_id)
+);
+create index member_run on member (run_id);
+
 -- Workflows that events start, as whoever offers them says. Few.
 create table starter (
     namespace text not null,
