@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -21,6 +21,7 @@ from romancy.errors import (
     RunNotFoundError,
     SettingsError,
 )
+from romancy.model import search
 from romancy.model.channel import ChannelMode, checked_metadata, message_of
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
@@ -31,7 +32,7 @@ from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Workflow
-from romancy.store.interface import Receipt, RunFilter
+from romancy.store.interface import Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
@@ -130,6 +131,51 @@ class Handle[R]:
             return value
         told = {"phase": outcome.end, "reason": outcome.reason, "message": outcome.message, "failure": outcome.failure}
         raise error_of(name, told)
+
+
+class Page(list[Run]):
+    """Some runs of a list, and the token to ask for those after them by; `next` is None on the last page."""
+
+    def __init__(self, runs: Iterable[Run], token: str | None) -> None:
+        super().__init__(runs)
+        self.next = token
+
+
+class Listing:
+    """A list that has not been asked for yet: `await` gives its first page, `async for` all runs, `pages` page by page."""
+
+    def __init__(self, store: Store, where: RunFilter, after: Run | str | None, limit: int) -> None:
+        self._store, self._where, self._limit = store, where, search.page_size(limit)
+        self._search = _text_of(where)
+        if isinstance(after, str):
+            self._after: tuple[datetime, UUID] | None = search.after_of(after, self._search)
+        else:
+            self._after = (after.created_at, after.id) if after else None
+
+    def __await__(self) -> Generator[Any, None, Page]:
+        return self._page(self._after).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Run]:
+        async for page in self.pages():
+            for run in page:
+                yield run
+
+    async def pages(self) -> AsyncIterator[Page]:
+        """Page by page, until the last; at least one, which may be empty."""
+        after = self._after
+        while True:
+            page = await self._page(after)
+            yield page
+            if page.next is None:
+                return
+            after = (page[-1].created_at, page[-1].id)
+
+    async def _page(self, after: tuple[datetime, UUID] | None) -> Page:
+        # One more than is shown tells whether there is a next page.
+        found = await self._store.list_runs(replace(self._where, after=after), limit=self._limit + 1)
+        runs = found[: self._limit]
+        is_last = len(found) <= self._limit
+        return Page(runs, None if is_last else search.token_of((runs[-1].created_at, runs[-1].id), self._search))
 
 
 class Client:
@@ -291,33 +337,60 @@ class Client:
         except ValueError:
             return Handle(self, None, name=str(run))
 
-    async def list(
+    def list(
         self,
         *,
         namespace: str | None = None,
         workflow: str | None = None,
-        phases: frozenset[Phase] = frozenset(),
+        phases: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
-        after: Run | None = None,
+        name_part: str | None = None,
+        id_prefix: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        finished_after: datetime | None = None,
+        finished_before: datetime | None = None,
+        input: Mapping[str, Any] | None = None,  # noqa: A002 - the word of WorkflowRun
+        input_at: Mapping[str, Any] | None = None,
+        after: Run | str | None = None,
         limit: int = 50,
-    ) -> "list[Run]":
+    ) -> "Listing":
         """Runs, newest first; all that is given must hold.
+
+        `await` it for one page, or `async for run in` it for all of them, page by page. What is wrong with a filter is said
+        here; the database is asked when it is awaited, and may then raise SearchTooBroadError.
 
         Args:
             namespace: None for the client's own, "*" for all.
-            after: the last run of the page before.
-            limit: 1 to 1000.
+            phases: any of them; none for all.
+            labels: all of these pairs.
+            name_part: stands somewhere in the name, as it is written. Has no index.
+            id_prefix: how the id begins, with or without dashes.
+            created_after: at that time or later, as with `finished_after`; times have a zone.
+            created_before: before that time, as with `finished_before`.
+            input: an object that the input contains, as PostgreSQL's `jsonb @>` does it. Has no index; finds no input that
+                jsonb refuses, such as one with a NUL in a text.
+            input_at: values of the input by their paths, as in {"order.id": 7}.
+            after: the token of the page before, or its last run.
+            limit: runs of a page, 1 to 1000.
+
+        Raises:
+            FilterError: a value can't be searched for, or the token is not of this search.
         """
-        if not 1 <= limit <= 1000:
-            raise ValueError(f"limit must be 1 to 1000, not {limit}")
         where = RunFilter(
-            namespace=None if namespace == "*" else namespace or self.namespace,
-            workflow=workflow,
-            phases=phases,
-            labels=labels or {},
-            after=(after.created_at, after.id) if after else None,
+            namespace=None if namespace == "*" else search.text_of("namespace", namespace) or self.namespace,
+            workflow=search.text_of("workflow", workflow),
+            phases=search.phases_of(phases),
+            labels=search.labels_of(labels or {}),
+            name_part=search.text_of("name_part", name_part),
+            ids=search.ids_of(id_prefix),
+            created_from=search.moment_of("created_after", created_after),
+            created_before=search.moment_of("created_before", created_before),
+            finished_from=search.moment_of("finished_after", finished_after),
+            finished_before=search.moment_of("finished_before", finished_before),
+            input=search.input_of(input, input_at),
         )
-        return await self.store.list_runs(where, limit=limit)
+        return Listing(self.store, where, after, limit)
 
     async def read(self, run_id: UUID | None, name: str) -> Run:
         """The run of an id or, without one, the newest of a name.
@@ -368,6 +441,23 @@ class Client:
             labels=dict(options.labels),
             start_at=self.clock.now() + options.delay if options.delay else None,
         )
+
+
+def _text_of(where: RunFilter) -> str:
+    """All filters as one text, the same in every process."""
+    moments = (where.created_from, where.created_before, where.finished_from, where.finished_before)
+    return repr(
+        (
+            where.namespace,
+            where.workflow,
+            sorted(where.phases),
+            sorted(where.labels.items()),
+            where.name_part,
+            where.ids,
+            [moment and moment.isoformat() for moment in moments],
+            where.input,
+        )
+    )
 
 
 def _outcome_of(run: Run) -> Outcome:

@@ -34,6 +34,12 @@ class SettingsError(RomancyError):
     reason = "SettingsInvalid"
 
 
+class FilterError(RomancyError):
+    """Runs can't be searched by this value, or it is no token of a page."""
+
+    reason = "FilterInvalid"
+
+
 # --- what the replay core finds ---------------------------------------------------------------------------------
 
 
@@ -317,6 +323,18 @@ class StoreUnavailableError(StoreError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"PostgreSQL gave no answer: {why}", hint="the engine tries again; see that it can be reached")
+
+
+class SearchTooBroadError(StoreError):
+    """The database looked for too long for runs that fit a list's filters."""
+
+    reason = "SearchTooBroad"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the search was ended after {seconds:g} s: it looks through more runs than that time is enough for",
+            hint="narrow it by namespace, workflow, labels, phases or created_after: parts of names and inputs have no index",
+        )
 
 
 class SchemaVersionError(StoreError):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -145,6 +145,86 @@ class StoreConformance:
                         and labels.items() <= run.labels.items()
                     ]
                     assert [run.id for run in await store.list_runs(where, limit=100)] == expected
+
+    async def test_lists_by_name_id_and_times(self, store: StoreWithJournal, hands: Register, rewind: Rewind) -> None:
+        worker = await hands()
+        old, older = (
+            a_new_run(name="order-1", id=UUID(int=0xAB << 120)),
+            a_new_run(name="Order-2", id=UUID(int=0xAC << 120)),
+        )
+        await store.start_runs([older])
+        await store.start_runs([old])
+        [claim] = [each for each in await worker.claim() if each.run_id == older.id]
+        await worker.write(claim, then=Finish(Phase.FAILED, "WorkflowFailed"))
+        by_id = {run.id: run for run in await store.list_runs(RunFilter(), limit=9)}
+        assert len(by_id) == 2
+        created_at, finished_at = by_id[old.id].created_at, by_id[older.id].finished_at
+        assert finished_at is not None
+        assert by_id[older.id].created_at < created_at
+        later = finished_at + timedelta(microseconds=1)
+
+        async def found(**where: Any) -> list[UUID]:
+            return [run.id for run in await store.list_runs(RunFilter(**where), limit=9)]
+
+        assert await found(name_part="rder-") == [old.id, older.id]
+        assert await found(name_part="order") == [old.id]  # as it is written
+        assert await found(name_part="%") == await found(name_part="_") == []  # no patterns
+        assert await found(ids=(UUID(int=0xAB << 120), UUID(int=(0xAC << 120) - 1))) == [old.id]
+        assert await found(created_from=created_at) == [old.id]
+        assert await found(created_before=created_at) == [older.id]
+        assert await found(finished_from=finished_at) == await found(finished_before=later) == [older.id]
+        assert await found(finished_from=later) == await found(finished_before=finished_at) == []
+        assert await found(finished_before=later, phases=frozenset({Phase.FAILED, Phase.RUNNING})) == [older.id]
+        assert await found(finished_before=later, phases=frozenset({Phase.RUNNING})) == []
+        assert await found(name_part="rder", created_from=created_at, phases=frozenset({Phase.RUNNING})) == [old.id]
+        assert await found(name_part="2", phases=frozenset({Phase.FAILED}), finished_from=finished_at) == [older.id]
+        assert await found(name_part="2", created_from=created_at) == []
+
+    @pytest.mark.parametrize(
+        ("document", "part", "is_found"),
+        [
+            ('{"a":1,"b":{"c":[1,{"d":null,"e":2}]}}', '{"b":{"c":[{"d":null}]}}', True),
+            ('{"a":1}', "{}", True),
+            ('{"a":1.0}', '{"a":1}', True),
+            ('{"a":100000000000000000000000000000001}', '{"a":100000000000000000000000000000001.0}', True),
+            ('{"a":100000000000000000000000000000001}', '{"a":100000000000000000000000000000002}', False),
+            ('{"a":0.1}', '{"a":0.10}', True),
+            ('{"a":-0.0}', '{"a":0}', True),
+            ('{"a":1}', '{"a":true}', False),
+            ('{"a":"1"}', '{"a":1}', False),
+            ('{"a":null}', '{"a":null}', True),
+            ('{"a":1}', '{"b":null}', False),
+            ('{"a":[1,2,3]}', '{"a":[3,1]}', True),
+            ('{"a":[1,2]}', '{"a":[2,2,2]}', True),
+            ('{"a":[1,2]}', '{"a":1}', False),
+            ('{"a":1}', '{"a":[1]}', False),
+            ('{"a":[[1,2],3]}', '{"a":[[2]]}', True),
+            ('{"a":[[1,2],3]}', '{"a":[2]}', False),
+            ('{"a":{}}', '{"a":[]}', False),
+            ('{"a":1,"a":2}', '{"a":2}', True),
+            ('{"a":1,"a":2}', '{"a":1}', False),
+            ('{"ü":"\\u00fc"}', '{"ü":"ü"}', True),
+            # What jsonb refuses contains nothing, and no list fails of it.
+            ('{"a":1,"b":"\\u0000"}', '{"a":1}', False),
+            ('{"a":1,"b":["\\u0000"],"b":2}', '{"a":1}', False),
+            ('{"a":1,"\\u0000":2}', '{"a":1}', False),
+            ('{"a":1,"b":"\\ud800"}', '{"a":1}', False),
+            ('{"a":1,"b":1e131072}', '{"a":1}', False),
+            ('{"a":1,"b":1e131071}', '{"a":1}', True),
+            ('{"a":1,"b":1e99999999999999999999}', '{"a":1}', False),
+            pytest.param(f'{{"a":1,"b":{"[" * 100_000 + "]" * 100_000}}}', '{"a":1}', False, id="nested too deep"),
+        ],
+    )
+    async def test_an_input_is_searched_as_jsonb_does_it(
+        self, store: StoreWithJournal, document: str, part: str, is_found: bool
+    ) -> None:
+        run, other = a_new_run(input=document), a_new_run(input='{"no":0}')
+        await store.start_runs([run, other])
+
+        for phases in (frozenset[Phase](), frozenset({Phase.PENDING})):
+            found = await store.list_runs(RunFilter(phases=phases, input=part), limit=9)
+            assert [each.id for each in found if each.id == run.id] == ([run.id] if is_found else [])
+        assert await store.list_runs(RunFilter(phases=frozenset({Phase.FAILED}), input=part), limit=9) == []
 
     # --- claims -----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,14 @@
 CREATE SCHEMA romancy;
 
+CREATE FUNCTION romancy.json_contains(document text, part jsonb) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE STRICT COST 10000
+    AS $$
+begin
+    return document::jsonb @> part;
+exception
+    when data_exception or program_limit_exceeded then return false;
+end $$;
+
 CREATE TABLE romancy.attempt (
     run_id uuid NOT NULL,
     number integer NOT NULL,
@@ -387,6 +396,8 @@ CREATE INDEX outbox_left ON romancy.outbox USING btree (at);
 CREATE INDEX pending_event ON romancy.pending USING btree (event_id);
 
 CREATE INDEX run_done ON romancy.run USING btree (phase, created_at DESC, id DESC) WHERE (phase IS NOT NULL);
+
+CREATE INDEX run_finished ON romancy.run USING btree (phase, finished_at) WHERE (phase IS NOT NULL);
 
 CREATE INDEX run_labels ON romancy.run USING gin (labels jsonb_path_ops) WHERE (labels <> '{}'::jsonb);
 

@@ -10,7 +10,7 @@ from romancy.store.pool import connect as engine_connect
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL
 from tests.builders import a_new_run
-from tests.store.test_plans import as_text
+from tests.store.test_plans import LISTED, NOTHING, as_text
 
 ON_EVERY_POSTGRES = True
 
@@ -78,6 +78,53 @@ async def test_what_the_scaler_asks_among_a_million_sleeping_runs(
 
     assert scale == {"runs": 100, "due": 50, "soon": 20, "held": 30}
     assert pages < 5 * PAGES_MAX, f"{pages} pages"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_page_of_a_hundred_thousand_runs_costs_what_one_of_a_thousand_does(
+    database: DatabaseSettings, store: PostgresStore, connect: Any
+) -> None:
+    filling = await connect()
+    connection = await engine_connect(database, is_listing=True)
+
+    async def fill(since: int, until: int) -> dict[str, int]:
+        """Older runs, so that the page is the same; and what each list reads then."""
+        await filling.execute(f"""
+            insert into run (id, namespace, name, workflow, priority, input, labels, created_at, phase, finished_at)
+            select gen_random_uuid(), 'n' || nth % 10, 'run-' || nth, 'flow', 0, '{{"n":' || nth % 100 || '}}',
+                   case when nth % 10 = 0 then jsonb_build_object('shard', (nth % 7)::text) else '{{}}' end,
+                   now() - nth * interval '1 s', case when nth % 100 = 7 then 'Failed' else 'Succeeded' end,
+                   now() - nth * interval '1 s' + interval '100 ms'
+              from generate_series({since}, {until}) as nth
+        """)
+        await filling.execute("vacuum analyze run")
+        lists = {name: statement for name, (statement, _) in LISTED.items() if name.startswith("list_")}
+        lists["by input"] = SQL.list_any_runs(**NOTHING | {"input_part": '{"n": 5}'}, phases=None, limit=20)
+        lists["by a part of the name"] = SQL.list_any_runs(**NOTHING | {"name_part": "run-1"}, phases=None, limit=20)
+        return {name: await _pages(connection, statement) for name, statement in lists.items()}
+
+    try:
+        few = await fill(1, 1_000)
+        many = await fill(1_001, 100_000)
+        await filling.execute("truncate run")
+    finally:
+        await connection.close()
+
+    assert many.keys() == few.keys()
+    for name, pages in many.items():
+        assert pages < 2 * few[name] + PAGES_MAX, f"{name}: {few[name]} pages among 1,000 runs, {pages} among 100,000"
+
+
+async def _pages(connection: Any, statement: tuple[Any, ...]) -> int:
+    """How many pages a list reads."""
+    text, *arguments = statement
+    await connection.execute(f"prepare hot as {text}")
+    literals = ", ".join([await connection.fetchval("select quote_nullable($1::text)", as_text(a)) for a in arguments])
+    [row] = await connection.fetch(f"explain (analyze, buffers, format json) execute hot({literals})")
+    await connection.execute("deallocate hot")
+    plan = json.loads(row[0])[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 async def _scale(connection: Any) -> tuple[dict[str, int], int]:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -122,7 +123,14 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-NOTHING = {"namespace": None, "workflow": None, "labels": None, "after_at": None, "after_id": None}
+NOTHING = dict.fromkeys(
+    (
+        *("namespace", "workflow", "labels", "name_part", "id_first", "id_last", "created_from", "created_before"),
+        *("input_part", "after_at", "after_id"),
+    )
+)
+AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
+EVER = {"finished_from": None, "finished_before": None}
 LISTED = {
     "find_run": (SQL.find_run(namespace="n1", name="run 77"), {"run_name"}),
     "list_any_runs": (SQL.list_any_runs(**NOTHING, phases=None, limit=20), {"run_listed"}),
@@ -134,7 +142,31 @@ LISTED = {
         SQL.list_any_runs(**NOTHING | {"labels": '{"nth": "77"}'}, phases=None, limit=20),
         {"run_labels"},
     ),
-    "list_done_runs": (SQL.list_done_runs(**NOTHING, phases=["Failed"], limit=20), {"run_done"}),
+    "list_any_runs with an id": (
+        SQL.list_any_runs(
+            **NOTHING | {"id_first": UUID(int=7 << 108), "id_last": UUID(int=8 << 108)}, phases=None, limit=20
+        ),
+        {"run_pkey"},
+    ),
+    "list_any_runs of a minute": (
+        SQL.list_any_runs(
+            **NOTHING | {"created_from": AN_HOUR_AGO, "created_before": AN_HOUR_AGO + timedelta(minutes=1)},
+            phases=None,
+            limit=20,
+        ),
+        {"run_listed"},
+    ),
+    "list_done_runs that ended in a minute": (
+        SQL.list_done_runs(
+            **NOTHING,
+            phases=["Succeeded"],
+            finished_from=AN_HOUR_AGO,
+            finished_before=AN_HOUR_AGO + timedelta(minutes=1),
+            limit=20,
+        ),
+        {"run_finished"},
+    ),
+    "list_done_runs": (SQL.list_done_runs(**NOTHING, **EVER, phases=["Failed"], limit=20), {"run_done"}),
     "list_open_runs": (SQL.list_open_runs(**NOTHING, phases=["Blocked"], limit=20), {"run_pkey"}),
     "resources": (SQL.resources(namespaces=["n1"]), {"run_resource"}),
 }
@@ -194,8 +226,9 @@ async def test_lists_go_through_their_indexes(database: DatabaseSettings) -> Non
     """Among 20,000 runs, most of them done, with the plans that PostgreSQL makes of the values."""
     connection = await engine_connect(database, is_listing=True)
     await connection.execute("""
-        insert into run (id, namespace, name, workflow, priority, input, created_at, phase, labels, is_resource)
+        insert into run (id, namespace, name, workflow, priority, input, created_at, finished_at, phase, labels, is_resource)
         select gen_random_uuid(), 'n' || nth % 10, 'run ' || nth, 'flow', 0, '{}', now() - nth * interval '1 s',
+               case when nth % 100 <> 0 then now() - nth * interval '1 s' end,
                case when nth % 100 = 0 then null when nth % 1000 = 7 then 'Failed' else 'Succeeded' end,
                case when nth % 10 = 0 then jsonb_build_object('nth', nth::text) else '{}' end, nth % 50 = 1
           from generate_series(1, 20000) as nth;

@@ -272,13 +272,30 @@ class Starter:
 
 @record
 class RunFilter:
-    """What a list shows; all that is given must hold. `after` is the keyset of the last run of the page before."""
+    """What a list shows; all that is given must hold.
+
+    Attributes:
+        after: the keyset of the last run of the page before.
+        name_part: stands somewhere in the name, as it is written.
+        ids: the first and the last id.
+        created_from, finished_from: at that time or later.
+        created_before, finished_before: before that time. A run that is open has not finished at any.
+        input: JSON text of an object that the input contains, as `model.search` tells it. An input that jsonb refuses
+            contains nothing.
+    """
 
     namespace: str | None = None
     workflow: str | None = None
     phases: frozenset[Phase] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     after: tuple[datetime, UUID] | None = None
+    name_part: str | None = None
+    ids: tuple[UUID, UUID] | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    finished_from: datetime | None = None
+    finished_before: datetime | None = None
+    input: str | None = None
 
 
 @record
@@ -327,7 +344,11 @@ class Store(Protocol):
         ...
 
     async def list_runs(self, where: RunFilter, *, limit: int) -> list[Run]:
-        """Newest first (created_at, id)."""
+        """Newest first (created_at, id).
+
+        Raises:
+            SearchTooBroadError: it took longer than a statement may: filters without an index let too few through.
+        """
         ...
 
     async def read_history(self, run_id: UUID) -> list[Entry]: ...

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from romancy.errors import SearchTooBroadError, StoreUnavailableError
 from romancy.model.run import DeletionPolicy, Form, NewRun, Phase, Run, Wishes
 from romancy.store.interface import RunFilter, Started
 from romancy.store.notify import due_channel, mirror_channel
-from romancy.store.pool import Connected, Statement
+from romancy.store.pool import Connected, Statement, sqlstate_of
 from romancy.store.queries import SQL
 from romancy.store.texts import labels_text, size_bytes
+
+_QUERY_CANCELED = "57014"  # by statement_timeout
 
 
 class Runs(Connected):
@@ -81,8 +85,15 @@ class Runs(Connected):
         return found[0] if found else None
 
     async def list_runs(self, where: RunFilter, *, limit: int) -> list[Run]:
-        """Newest first (created_at, id)."""
+        """Newest first (created_at, id).
+
+        Raises:
+            SearchTooBroadError: it took longer than a statement may: filters without an index let too few through.
+        """
         assert limit >= 1
+        if where.finished_from or where.finished_before:  # what has finished is done
+            where = replace(where, phases=frozenset(phase for phase in where.phases or Phase if phase.is_done))
+            return await self.list_done_runs(where, limit=limit) if where.phases else []
         if where.phases and not any(phase.is_done for phase in where.phases):
             return await self.list_open_runs(where, limit=limit)
         if where.phases and all(phase.is_done for phase in where.phases):
@@ -100,18 +111,39 @@ class Runs(Connected):
 
     async def list_done_runs(self, where: RunFilter, *, limit: int) -> list[Run]:
         """A page of runs in phases of done runs; none is open."""
-        return await self._page(SQL.list_done_runs(**_filter(where), phases=sorted(where.phases), limit=limit))
+        return await self._page(
+            SQL.list_done_runs(
+                **_filter(where),
+                phases=sorted(where.phases),
+                finished_from=where.finished_from,
+                finished_before=where.finished_before,
+                limit=limit,
+            )
+        )
 
     async def _page(self, statement: Statement) -> list[Run]:
-        return [run_of(row) for row in await self._list(statement)]
+        try:
+            rows = await self._list(statement)
+        except StoreUnavailableError as error:
+            if error.__cause__ is not None and sqlstate_of(error.__cause__) == _QUERY_CANCELED:
+                raise SearchTooBroadError(self.settings.statement_timeout_seconds) from error
+            raise
+        return [run_of(row) for row in rows]
 
 
 def _filter(where: RunFilter) -> dict[str, Any]:
     after_at, after_id = where.after or (None, None)
+    id_first, id_last = where.ids or (None, None)
     return {
         "namespace": where.namespace,
         "workflow": where.workflow,
         "labels": labels_text(where.labels) if where.labels else None,
+        "name_part": where.name_part,
+        "id_first": id_first,
+        "id_last": id_last,
+        "created_from": where.created_from,
+        "created_before": where.created_before,
+        "input_part": where.input,
         "after_at": after_at,
         "after_id": after_id,
     }

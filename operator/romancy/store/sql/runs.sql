@@ -58,17 +58,28 @@ select id, namespace, name, workflow, input, form, priority, phase, reason, mess
 
 -- name: list_any_runs
 -- A page of a list that shows open and done runs, newest first. Planned with its values, so that filters not given fold away.
--- Index: run_listed_by_namespace, else run_listed, else run_labels.
-select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
-       finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
-       deletion_policy, ttl_seconds, numbers, recurred_into
-  from run_shown
- where recurred_into is null and (:namespace::text is null or namespace = :namespace::text)
-   and (:workflow::text is null or workflow = :workflow::text)
-   and (:phases::text[] is null or phase = any(:phases::text[]))
-   and (:labels::text is null or id in (select run.id from run where run.labels <> '{}' and run.labels @> :labels::jsonb))
-   and (:after_at::timestamptz is null or (created_at, id) < (:after_at::timestamptz, :after_id::uuid))
- order by created_at desc, id desc
+-- What has no index (a part of a name, the input) is looked at run by run in that order, until the page is full or time is up.
+-- Index: run_listed_by_namespace, else run_listed; run_labels where few have the labels; run_pkey (ids).
+select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
+       shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
+       shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into
+  from (select run.id from run
+         where run.recurred_into is null and (:namespace::text is null or run.namespace = :namespace::text)
+           and (:workflow::text is null or run.workflow = :workflow::text)
+           and (:phases::text[] is null
+                or coalesce((select due.phase from due where due.id = run.id), run.phase) = any(:phases::text[]))
+           and (:labels::text is null or run.labels <> '{}' and run.labels @> :labels::jsonb)
+           and (:name_part::text is null or strpos(run.name, :name_part::text) > 0)
+           and (:id_first::uuid is null or run.id between :id_first::uuid and :id_last::uuid)
+           and (:created_from::timestamptz is null or run.created_at >= :created_from::timestamptz)
+           and (:created_before::timestamptz is null or run.created_at < :created_before::timestamptz)
+           and (:input_part::text is null or json_contains(run.input, :input_part::text::jsonb))
+           and (:after_at::timestamptz is null or (run.created_at, run.id) < (:after_at::timestamptz, :after_id::uuid))
+         order by run.created_at desc, run.id desc
+         limit :limit::integer) as found
+  join run_shown as shown on shown.id = found.id
+ order by shown.created_at desc, shown.id desc
  limit :limit::integer;
 
 -- name: list_open_runs
@@ -83,12 +94,18 @@ select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown
    and (:namespace::text is null or shown.namespace = :namespace::text)
    and (:workflow::text is null or open_run.workflow = :workflow::text)
    and (:labels::text is null or shown.labels::jsonb @> :labels::jsonb)
+   and (:name_part::text is null or strpos(shown.name, :name_part::text) > 0)
+   and (:id_first::uuid is null or open_run.id between :id_first::uuid and :id_last::uuid)
+   and (:created_from::timestamptz is null or shown.created_at >= :created_from::timestamptz)
+   and (:created_before::timestamptz is null or shown.created_at < :created_before::timestamptz)
+   and (:input_part::text is null or json_contains(shown.input, :input_part::text::jsonb))
    and (:after_at::timestamptz is null or (shown.created_at, shown.id) < (:after_at::timestamptz, :after_id::uuid))
  order by shown.created_at desc, shown.id desc
  limit :limit::integer;
 
 -- name: list_done_runs
--- The same for phases of done runs alone. Index: run_done (phase, created_at desc, id desc), one range a phase.
+-- The same for phases of done runs alone. Index: run_done (phase, created_at desc, id desc), one range a phase; where few ended in
+-- the time that is asked for, run_finished (phase, finished_at).
 select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
        shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
        shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
@@ -99,6 +116,13 @@ select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown
                    and (:namespace::text is null or run.namespace = :namespace::text)
                    and (:workflow::text is null or run.workflow = :workflow::text)
                    and (:labels::text is null or run.labels @> :labels::jsonb)
+                   and (:name_part::text is null or strpos(run.name, :name_part::text) > 0)
+                   and (:id_first::uuid is null or run.id between :id_first::uuid and :id_last::uuid)
+                   and (:created_from::timestamptz is null or run.created_at >= :created_from::timestamptz)
+                   and (:created_before::timestamptz is null or run.created_at < :created_before::timestamptz)
+                   and (:finished_from::timestamptz is null or run.finished_at >= :finished_from::timestamptz)
+                   and (:finished_before::timestamptz is null or run.finished_at < :finished_before::timestamptz)
+                   and (:input_part::text is null or json_contains(run.input, :input_part::text::jsonb))
                    and (:after_at::timestamptz is null or (run.created_at, run.id) < (:after_at::timestamptz, :after_id::uuid))
                  order by run.created_at desc, run.id desc
                  limit :limit::integer) as found

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from romancy.model import search
 from romancy.testing.memory.tables import DueRow, MirrorRow, Row, RunRow, Tables, unnest
 
 _OF_RUN = (
@@ -101,8 +102,23 @@ class Runs(Tables):
         found = (self.run[row.id] for row in self.due.values() if row.phase in set(phases))
         return self._page(self._filtered(found, **where), lambda _row: True, limit=limit)
 
-    def list_done_runs(self, *, phases: Sequence[str], limit: int, **where: Any) -> list[Row]:
-        found = (run for run in self.run.values() if run.phase in set(phases))
+    def list_done_runs(
+        self,
+        *,
+        phases: Sequence[str],
+        finished_from: datetime | None,
+        finished_before: datetime | None,
+        limit: int,
+        **where: Any,
+    ) -> list[Row]:
+        found = (
+            run
+            for run in self.run.values()
+            if run.phase in set(phases)
+            and run.finished_at is not None
+            and (finished_from is None or run.finished_at >= finished_from)
+            and (finished_before is None or run.finished_at < finished_before)
+        )
         return self._page(self._filtered(found, **where), lambda _row: True, limit=limit)
 
     def _filtered(
@@ -112,6 +128,12 @@ class Runs(Tables):
         namespace: str | None,
         workflow: str | None,
         labels: str | None,
+        name_part: str | None,
+        id_first: UUID | None,
+        id_last: UUID | None,
+        created_from: datetime | None,
+        created_before: datetime | None,
+        input_part: str | None,
         after_at: datetime | None,
         after_id: UUID | None,
     ) -> list[RunRow]:
@@ -123,6 +145,11 @@ class Runs(Tables):
             and namespace in (None, run.namespace)
             and workflow in (None, run.workflow)
             and (not wanted or wanted <= json.loads(run.labels).items())
+            and (name_part is None or name_part in run.name)
+            and (id_first is None or id_last is None or id_first <= run.id <= id_last)
+            and (created_from is None or run.created_at >= created_from)
+            and (created_before is None or run.created_at < created_before)
+            and (input_part is None or search.contains(run.input, input_part))
             and (after_at is None or after_id is None or (run.created_at, run.id) < (after_at, after_id))
         ]
 

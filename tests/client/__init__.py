@@ -1,0 +1,1 @@
+"""The client: what it refuses before anybody is asked, and what it shows."""
