@@ -225,6 +225,9 @@ class Client:
             TypeError: the arguments don't fit, as in any Python call.
         """
         new = self._new_run(workflow, args, kwargs)
+        if (delay := workflow.start_options.delay) is not None:
+            # By the database's clock, which decides when it is due.
+            new = replace(new, start_at=await self.store.now() + delay)
         await self._start(workflow, new)
         return Handle(self, new.id, name=new.name, result=workflow.signature.result)
 
@@ -439,7 +442,6 @@ class Client:
             priority=options.priority,
             timeout_seconds=options.timeout.total_seconds() if options.timeout else None,
             labels=dict(options.labels),
-            start_at=self.clock.now() + options.delay if options.delay else None,
         )
 
 

@@ -54,6 +54,14 @@ def of_type(status: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     return {each["type"]: (each["status"], each["reason"], each["lastTransitionTime"]) for each in status["conditions"]}
 
 
+def test_a_delayed_run_says_until_when() -> None:
+    status = of_run(a_run(Phase.PENDING, reason="Delayed", wake_at=NOW, started_at=None), SHOWN, now=NOW)
+
+    text = "the run is delayed until 2026-01-01 13:00:00 UTC; then the first free worker takes it"
+    assert (status["phase"], status["reason"], status["message"]) == ("Pending", "Delayed", text)
+    assert {each["type"]: each["status"] for each in status["conditions"]}["Stalled"] == "False"
+
+
 def test_a_run_that_succeeded() -> None:
     run = a_run(Phase.SUCCEEDED, reason="Succeeded", output='{"receipt":[1,null,"ü"]}')
 

@@ -13,7 +13,7 @@ import pytest
 
 from romancy.errors import HistoryConflictError, PayloadRefusedError, WorkerFencedError
 from romancy.model.history import MessageKind
-from romancy.model.run import DeletionPolicy, Form, Phase, Wishes, queue_of
+from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
 from romancy.store.interface import Block, Finish, Keep, Park, Release, RunFilter, RunWrite
 from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
 from tests.store.hands import Hands, StoreWithJournal
@@ -73,8 +73,14 @@ class StoreConformance:
 
         assert await worker.claim() == []
         assert await store.next_due_at(worker.id) == new.start_at
+        run = await store.read_run(new.id)
+        assert run is not None
+        assert (run.phase, run.reason, run.wake_at) == (Phase.PENDING, Reason.DELAYED, new.start_at)
         await rewind(3601)
         assert await worker.claim_ids() == [new.id]
+        run = await store.read_run(new.id)
+        assert run is not None
+        assert (run.phase, run.reason) == (Phase.RUNNING, "")
 
     async def test_a_run_started_as_suspended_sleeps_until_it_is_resumed(
         self, store: StoreWithJournal, hands: Register

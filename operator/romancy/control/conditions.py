@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from romancy.control.kube import Json
 from romancy.control.resources import MESSAGE_MAX, TRACE_MAX, duration_of, time_of
-from romancy.errors import at
 from romancy.model import failure
+from romancy.model.message import message_of
 from romancy.model.run import Phase, Reason, Run
 
 STATUS_BYTES_MAX: Final = 16 * 1024
@@ -206,31 +206,6 @@ def _success(phase: Phase) -> str:
     if not phase.is_done:
         return "Unknown"
     return "True" if phase is Phase.SUCCEEDED else "False"
-
-
-def message_of(run: Run) -> str:
-    """Why the run is where it is, and what comes next, for people."""
-    match run.phase:
-        case Phase.PENDING:
-            return run.message or "no worker has taken the run yet"
-        case Phase.RUNNING:
-            return run.message or (f"worker {run.worker} runs it" if run.worker else "a worker takes it next")
-        case Phase.WAITING:
-            until = f"until {at(run.wake_at)}" if run.wake_at else "for something to come"
-            return run.message or f"the run waits {until}"
-        case Phase.SUSPENDED:
-            return run.message or "the run is suspended; it goes on when spec.suspend is false"
-        case Phase.COMPENSATING:
-            return run.message or "the run takes back what it did; nothing interrupts that"
-        case Phase.BLOCKED:
-            return f"{run.message or 'the run can not go on'} (nothing is lost: it goes on when a worker can run it)"
-        case Phase.SUCCEEDED:
-            return run.message or "the workflow returned"
-        case Phase.FAILED | Phase.CANCELLED:
-            if run.message or not run.failure:
-                return run.message or f"the run ended as {run.phase}"
-            found = failure.describe(run.failure)
-            return f"{found.type}: {found.message}"
 
 
 def _failure(text: str, message_bytes: int, trace_bytes: int) -> Json:

@@ -21,6 +21,7 @@ from romancy.base.clock import Clock
 from romancy.control import conditions, jobs
 from romancy.control.kube import Json, Kube, KubeError, KubeUnavailableError, Target
 from romancy.control.resources import API_VERSION, ENGINES, RUNS
+from romancy.model.message import message_of
 from romancy.model.run import Phase, Reason, Run
 from romancy.store.interface import ResourceRow
 
@@ -122,7 +123,7 @@ def of_run(run: Run, told: str | None, version: int) -> News | None:
         version: of the row's state, so that two leaders tell one thing.
     """
     target = Target(RUNS, run.namespace, run.name, run.id)
-    word, note = run.reason or run.phase.value, conditions.message_of(run)
+    word, note = run.reason or run.phase.value, message_of(run)
     match run.phase:
         case Phase.FAILED:
             return News(target, word, Action.FINISH, note, str(version))

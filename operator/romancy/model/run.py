@@ -54,6 +54,7 @@ class Reason(StrEnum):
     """Why a run is in its phase, where the phase alone does not say it. Each has a page in docs/errors."""
 
     NONE = ""
+    DELAYED = "Delayed"
     WORKFLOW_NOT_REGISTERED = "WorkflowNotRegistered"
     WORKER_LOST = "WorkerLost"
     NON_DETERMINISM = "NonDeterminism"

@@ -23,7 +23,8 @@ with wanted as materialized (
 ), opened as (
     insert into due (id, queue, workflow, priority, phase, reason, wake_at, form, is_resource)
     select id, workflow, workflow, priority,
-           case when wish_suspend then 'Suspended' else 'Pending' end, case when wish_suspend then 'Suspended' else '' end,
+           case when wish_suspend then 'Suspended' else 'Pending' end,
+           case when wish_suspend then 'Suspended' when start_at > now() then 'Delayed' else '' end,
            case when not wish_suspend then greatest(start_at, now()) end, form, is_resource
       from wanted
      where (id in (select started.id from started)) is true  -- `is true` keeps the planner from joining row by row

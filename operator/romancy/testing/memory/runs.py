@@ -62,15 +62,15 @@ class Runs(Tables):
                 parent_number=new["parent_numbers"],
                 parent_close=new["parent_closes"],
             )
-            is_suspended = new["suspends"]
+            is_suspended, start_at = new["suspends"], new["start_ats"] or now
             self.due[run_id] = DueRow(
                 id=run_id,
                 queue=new["workflows"],
                 workflow=new["workflows"],
                 priority=new["priorities"],
                 phase="Suspended" if is_suspended else "Pending",
-                reason="Suspended" if is_suspended else "",
-                wake_at=None if is_suspended else max(new["start_ats"] or now, now),
+                reason="Suspended" if is_suspended else "Delayed" if start_at > now else "",
+                wake_at=None if is_suspended else max(start_at, now),
                 form=new["forms"],
                 is_resource=new["are_resources"],
             )
