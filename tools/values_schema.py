@@ -69,7 +69,7 @@ def values_schema() -> Schema:
         database=record(existingSecret=TEXT, urlKey=TEXT, url=TEXT, tls=record(existingSecret=TEXT)),
         demo=record(enabled=YES_OR_NO, image=TEXT, storage=TEXT, password={"type": "string", "minLength": 1}),
         scope=record(clusterWide=YES_OR_NO, namespaces=TEXTS),
-        settings=record(**{part: options(part) for part in ("database", "worker", "control", "log")}),
+        settings=record(**{part: options(part) for part in ("database", "worker", "control", "retention", "log")}),
         crds=record(install=YES_OR_NO, keep=YES_OR_NO),
         serviceAccount=record(create=YES_OR_NO, name=TEXT, annotations=TEXT_MAP),
         rbac=record(create=YES_OR_NO, aggregate=YES_OR_NO),

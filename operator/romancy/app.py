@@ -11,7 +11,7 @@ from aiohttp import web
 
 from romancy.base import log
 from romancy.base.clock import SystemClock
-from romancy.base.settings import DatabaseSettings, WorkerSettings
+from romancy.base.settings import DatabaseSettings, RetentionSettings, WorkerSettings
 from romancy.client import Client
 from romancy.errors import DefinitionError
 from romancy.gateway import server
@@ -35,6 +35,7 @@ class App(Client):
         workflows: what this process executes.
         worker_name: shown in status and logs; default: host and process.
         worker: all other options.
+        retention: how long ended runs are kept; for ever if it is not given.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class App(Client):
         *,
         worker_name: str = "",
         worker: WorkerSettings | None = None,
+        retention: RetentionSettings | None = None,
     ) -> None:
         settings = worker or WorkerSettings()
         if worker_name:
@@ -52,7 +54,9 @@ class App(Client):
         names = [each.name for each in workflows]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DefinitionError(f"two workflows are named {', '.join(twice)}", hint="give one another name")
-        self.worker = Worker(lambda: PostgresStore(self._settings), workflows, settings, clock=SystemClock())
+        self.worker = Worker(
+            lambda: PostgresStore(self._settings), workflows, settings, clock=SystemClock(), retention=retention
+        )
 
     async def __aenter__(self) -> Self:
         log.configure_library()

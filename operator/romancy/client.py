@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -17,6 +17,7 @@ from romancy.base.settings import DatabaseSettings
 from romancy.errors import (
     ChannelInvalidError,
     EventInvalidError,
+    FilterError,
     RunExistsError,
     RunNotFoundError,
     SettingsError,
@@ -27,13 +28,14 @@ from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
-from romancy.model.run import NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
+from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN, NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
 from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Workflow
-from romancy.store.interface import Receipt, RunFilter, Store
+from romancy.store.interface import Purgeable, Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
+from romancy.store.purge import purge
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
 
@@ -381,7 +383,7 @@ class Client:
             FilterError: a value can't be searched for, or the token is not of this search.
         """
         where = RunFilter(
-            namespace=None if namespace == "*" else search.text_of("namespace", namespace) or self.namespace,
+            namespace=self._namespace_of(namespace),
             workflow=search.text_of("workflow", workflow),
             phases=search.phases_of(phases),
             labels=search.labels_of(labels or {}),
@@ -394,6 +396,50 @@ class Client:
             input=search.input_of(input, input_at),
         )
         return Listing(self.store, where, after, limit)
+
+    async def purge(
+        self,
+        *,
+        older_than: timedelta,
+        phases: Iterable[str] = ("Succeeded", "Failed", "Cancelled"),
+        namespace: str | None = None,
+        workflow: str | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Delete ended runs with their history, in small transactions beside all that goes on; how many it were.
+
+        It can't be taken back. A run whose resource (WorkflowRun) is there is not deleted. Afterwards the ids are free: starting
+        one again is another run. If it is interrupted, what it has deleted by then is deleted.
+
+        Args:
+            older_than: since their end, at least ten minutes.
+            phases: of ended runs; any of them.
+            namespace: None for the client's own, "*" for all.
+            dry_run: only count.
+
+        Raises:
+            FilterError: a phase is that of open runs, or the age is too small.
+            SearchTooBroadError: (dry_run) too many to count in the time that a statement may take.
+        """
+        asked = search.phases_of(phases)
+        if not asked or not all(phase.is_done for phase in asked):
+            wrong = ", ".join(sorted(phase for phase in asked if not phase.is_done)) or "no phase"
+            raise FilterError(f"{wrong}: only ended runs are purged", hint="phases are Succeeded, Failed, Cancelled")
+        if not KEPT_SECONDS_MIN <= older_than.total_seconds() <= KEPT_SECONDS_MAX:
+            raise FilterError(
+                f"older_than is {older_than}; it may be 10 minutes to 100 years",
+                hint="the write of an end may be sent again for minutes, and must find its run",
+            )
+        total = 0
+        for phase in sorted(asked):
+            which = Purgeable(
+                phase,
+                older_than.total_seconds(),
+                namespace=self._namespace_of(namespace),
+                workflow=search.text_of("workflow", workflow),
+            )
+            total += await (self.store.count_purgeable(which) if dry_run else purge(self.store, which))
+        return total
 
     async def read(self, run_id: UUID | None, name: str) -> Run:
         """The run of an id or, without one, the newest of a name.
@@ -421,6 +467,10 @@ class Client:
         """This process has the run in its hands, and will know first that it has left."""
         del run_id
         return False
+
+    def _namespace_of(self, namespace: str | None) -> str | None:
+        """To filter by: None for all."""
+        return None if namespace == "*" else search.text_of("namespace", namespace) or self.namespace
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         del workflow

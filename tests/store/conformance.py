@@ -14,7 +14,8 @@ import pytest
 from romancy.errors import HistoryConflictError, PayloadRefusedError, WorkerFencedError
 from romancy.model.history import MessageKind
 from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
-from romancy.store.interface import Block, Finish, Keep, Park, Release, RunFilter, RunWrite
+from romancy.store.interface import Block, Finish, Keep, Park, Purgeable, Purged, Release, RunFilter, RunWrite
+from romancy.store.purge import ROWS_MAX, RUNS_MAX
 from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
 from tests.store.hands import Hands, StoreWithJournal
 
@@ -231,6 +232,131 @@ class StoreConformance:
             found = await store.list_runs(RunFilter(phases=phases, input=part), limit=9)
             assert [each.id for each in found if each.id == run.id] == ([run.id] if is_found else [])
         assert await store.list_runs(RunFilter(phases=frozenset({Phase.FAILED}), input=part), limit=9) == []
+
+    # --- purge ------------------------------------------------------------------------------------------------------
+
+    async def test_old_runs_are_purged_with_all_that_is_theirs(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        """Of the outcome and the age that are asked for, and no others; their ids are free then."""
+        worker = await hands()
+        old, failed, young, open_run = [a_new_run(name=name) for name in ("old", "failed", "young", "open")]
+        for run in (old, failed):
+            await store.start_runs([run])
+            [claim] = await worker.claim()
+            await store.send([a_message(run.id)])
+            end = Finish(Phase.FAILED, "WorkflowFailed") if run is failed else Finish(Phase.SUCCEEDED, output="1")
+            await worker.write(claim, an_entry(1), attempts=(an_attempt(2, 1),), then=end)
+        await rewind(3600)
+        await store.start_runs([young])
+        [claim] = await worker.claim()
+        await worker.write(claim, an_entry(1), then=Finish(Phase.SUCCEEDED, output="1"))
+        await store.start_runs([open_run])
+        which = Purgeable(Phase.SUCCEEDED, older_than_seconds=1800)
+
+        assert await store.count_purgeable(which) == 1
+        purged = await store.purge_runs(which)
+
+        assert purged.runs == 1
+        assert purged.last_at is not None
+        assert await store.purge_runs(which, since=purged.last_at) == Purged(0, None)  # twice is once (I6)
+        assert await store.count_purgeable(which) == 0
+        assert {run.name for run in await store.list_runs(RunFilter(), limit=9)} == {"failed", "young", "open"}
+        assert await store.read_run(old.id) is None
+        assert await store.read_history(old.id) == await store.read_inbox(old.id, 0) == []
+        assert len(await store.read_history(failed.id)) == len(await store.read_inbox(failed.id, 0)) == 1
+
+        [started] = await store.start_runs([a_new_run(id=old.id, name="old", input='{"other":1}')])
+        assert started.existing is None
+        claims = await worker.claim()
+        [again] = [each for each in await store.read_claimed(claims) if each.run_id == old.id]
+        assert again.input == '{"other":1}'
+        assert again.history == again.inbox == again.attempts == ()
+
+    async def test_purged_by_namespace_and_workflow(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands(workflows={"flow": Form.WHOLE, "other": Form.WHOLE})
+        for namespace, workflow in (("a", "flow"), ("a", "other"), ("b", "flow")):
+            claim = await worker.started(namespace=namespace, workflow=workflow)
+            await worker.write(claim, then=Finish(Phase.CANCELLED, "Cancelled"))
+        await rewind(3600)
+
+        assert (await store.purge_runs(Purgeable(Phase.CANCELLED, 1800, namespace="a", workflow="flow"))).runs == 1
+        assert await store.count_purgeable(Purgeable(Phase.CANCELLED, 1800, namespace="a")) == 1
+        assert await store.count_purgeable(Purgeable(Phase.CANCELLED, 1800)) == 2
+        assert await store.count_purgeable(Purgeable(Phase.CANCELLED, 7200)) == 0
+        assert (await store.purge_runs(Purgeable(Phase.CANCELLED, 1800))).runs == 2
+
+    async def test_the_oldest_are_purged_first_and_from_where_the_last_batch_ended(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claims = [await worker.started(name=str(nth)) for nth in range(RUNS_MAX + 2)]
+        for claim in claims:
+            await worker.write(claim, then=Finish(Phase.SUCCEEDED, output="1"))
+        await rewind(3600)
+        which = Purgeable(Phase.SUCCEEDED, 1800)
+
+        first = await store.purge_runs(which)
+        left = {run.id for run in await store.list_runs(RunFilter(), limit=500)}
+
+        assert first.runs == RUNS_MAX
+        assert left == {claim.run_id for claim in claims[RUNS_MAX:]}
+        assert (await store.purge_runs(which, since=first.last_at)).runs == 2
+
+    async def test_a_batch_of_long_histories_is_a_small_one(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        for _ in range(3):
+            claim = await worker.started()
+            await worker.write(
+                claim, *[an_entry(nth + 1) for nth in range(ROWS_MAX // 2)], then=Finish(Phase.FAILED, "x")
+            )
+        await rewind(3600)
+        which = Purgeable(Phase.FAILED, 1800)
+
+        assert (await store.purge_runs(which)).runs == 2
+        assert (await store.purge_runs(which)).runs == 1
+
+    async def test_a_run_whose_resource_is_there_is_not_purged(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True, wishes=Wishes(ttl_seconds=60))
+        await worker.write(claim, then=Finish(Phase.SUCCEEDED, output="1"))
+        await rewind(3600)
+        which = Purgeable(Phase.SUCCEEDED, 1800)
+
+        assert await store.count_purgeable(which) == 0
+        assert await store.purge_runs(which) == Purged(0, None)
+        await store.resources_gone([claim.run_id])
+        assert await store.count_purgeable(which) == 1
+        assert (await store.purge_runs(which)).runs == 1
+
+    async def test_what_a_flush_may_bring_back_is_not_purged(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        """A flush is sent again for give_up_seconds, 60 by default."""
+        worker = await hands()
+        claim = await worker.started()
+        await worker.write(claim, then=Finish(Phase.SUCCEEDED, output="1"))
+        which = Purgeable(Phase.SUCCEEDED, older_than_seconds=0)
+
+        await rewind(110)
+        assert (await store.purge_runs(which)).runs == 0
+        await rewind(20)
+        assert (await store.purge_runs(which)).runs == 1
+
+    async def test_one_of_all_who_ask_looks_for_what_is_to_be_purged(
+        self, store: StoreWithJournal, rewind: Rewind
+    ) -> None:
+        assert await store.may_purge(every_seconds=50)
+        assert not await store.may_purge(every_seconds=50)
+        await rewind(51)
+        assert await store.may_purge(every_seconds=50)
+        assert not await store.may_purge(every_seconds=50)
 
     # --- claims -----------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ def rewind(connect: Callable[..., Awaitable[Any]]) -> Callable[[float], Awaitabl
             ("run", "finished_at"),
             ("run", "resource_due_at"),
             ("burial_check", "checked_at"),
+            ("purge_check", "checked_at"),
         ):
             await connection.execute(f"update {table} set {column} = {column} - make_interval(secs => $1)", seconds)
 

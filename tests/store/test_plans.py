@@ -110,6 +110,12 @@ HOT = {
         SQL.set_wishes(ids=[uuid4()], suspends=[True], cancels=[True], deletion_policies=["Cancel"], ttls=[None]),
         {"run_pkey", "due_pkey"},
     ),
+    "purge_runs": (
+        SQL.purge_runs(
+            phase="Failed", older_than_seconds=9.0, namespace=None, workflow=None, since=None, runs_max=9, rows_max=9
+        ),
+        {"run_finished", "run_pkey", "history_pkey", "inbox_pkey", "attempt_pkey"},
+    ),
     "expired_resources": (SQL.expired_resources(limit=10), {"run_resource_due"}),
     "read_runs": (SQL.read_runs(ids=[uuid4()]), {"run_pkey", "due_pkey"}),
     "renew_lease": (SQL.renew_lease(worker_id=1, ttl_seconds=1.0), {"worker_pkey"}),

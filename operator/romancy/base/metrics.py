@@ -103,6 +103,16 @@ RUNS_RECOVERED: Final = Counter(
     "romancy_runs_recovered_total", "Runs that were freed by burials, to go on elsewhere.", registry=REGISTRY
 )
 
+EVENTS_PURGED: Final = Counter(
+    "romancy_events_purged_total", "Events that were deleted when their retention was over.", registry=REGISTRY
+)
+RUNS_PURGED: Final = Counter(
+    "romancy_runs_purged_total",
+    "Ended runs that this process deleted, by outcome: kept long enough, or purged by hand.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
 # --- control --------------------------------------------------------------------------------------------------------------
 
 LEADER: Final = Gauge(

@@ -10,10 +10,11 @@ import re
 import socket
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from romancy.errors import SettingsError
+from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN
 
 
 class _Part(BaseModel):
@@ -116,6 +117,35 @@ class ControlSettings(_Part):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _long_enough(seconds: int) -> int:
+    if 0 < seconds < KEPT_SECONDS_MIN:
+        raise ValueError(f"must be 0 (for ever) or at least {KEPT_SECONDS_MIN}, not {seconds}")
+    return seconds
+
+
+Seconds = Annotated[int, Field(ge=0, le=KEPT_SECONDS_MAX), AfterValidator(_long_enough)]
+
+
+class RetentionSettings(_Part):
+    """How long ended runs are kept in PostgreSQL, by outcome: the row with input and output, history and messages; and events.
+
+    0, the default, keeps them for ever: a deletion can't be taken back, history is what people look at when something went wrong,
+    and as long as a run is kept, starting its id again is that run and no second one.
+    """
+
+    succeeded_seconds: Seconds = 0
+    """Kept so long after they ended, at least 600 (ten minutes); 0: for ever. A run whose WorkflowRun is there is kept
+    until that is gone (ttlSecondsAfterFinished)."""
+    failed_seconds: Seconds = 0
+    """The same for runs that failed, timed out ones too."""
+    cancelled_seconds: Seconds = 0
+    """The same for cancelled ones."""
+
+    events_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400
+    """How long events are kept, and messages of broadcast channels: so long after it came an event is found by a run that begins to
+    wait for it, and is recognized when it is sent again. What is still to be received is kept longer."""
+
+
 class GatewaySettings(_Part):
     """HTTP."""
 
@@ -141,6 +171,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     worker: WorkerSettings = WorkerSettings()
     control: ControlSettings = ControlSettings()
+    retention: RetentionSettings = RetentionSettings()
     gateway: GatewaySettings = GatewaySettings()
     log: LogSettings = LogSettings()
 

@@ -38,6 +38,7 @@ async def run() -> int:
         clock=SystemClock(),
         is_leader_expected=options.control.enabled,
         bury_seconds=options.control.bury_seconds,
+        retention=options.retention,
     )
     store = PostgresStore(options.database)
     # Health is served before the database answers: a pod that waits for it is live, and says why it is not ready.

@@ -30,6 +30,7 @@ from romancy.control.runs import Seen
 from romancy.control.startup import PODS
 from romancy.errors import StoreError
 from romancy.model.run import Phase, Run
+from romancy.store import purge
 from romancy.store.interface import Store, WorkerId
 from romancy.store.postgres import PostgresStore
 
@@ -226,6 +227,11 @@ class Leader:
             "comparison": jobs.repeat("comparison", lambda: self._compare(store), self._until_comparison),
             "pods": self._bury_pods(store),
             "engine": jobs.repeat("engine", lambda: self._show(store), self._engine.pause),
+            "purge": jobs.repeat(
+                "purge",
+                lambda: purge.purge_ended(store, self._settings.retention),
+                lambda: asyncio.sleep(purge.EVERY_SECONDS),
+            ),
             "ttl": jobs.repeat("ttl", lambda: self._expiry.run_once(store), lambda: asyncio.sleep(ttl.EVERY_SECONDS)),
         }
 

@@ -22,7 +22,7 @@ def backoff_seconds(failures: int, *, longest: float = BACKOFF_SECONDS_MAX) -> f
     return min(BACKOFF_SECONDS * 2.0 ** min(failures - 1, 20), longest) * random.uniform(0.8, 1.2)
 
 
-async def repeat(name: str, run_once: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]) -> None:
+async def repeat(name: str, run_once: Callable[[], Awaitable[object]], pause: Callable[[], Awaitable[None]]) -> None:
     """Do a job for ever, with a pause after each time; failures are tried again, ever later."""
     while True:
         await until_done(name, run_once)

@@ -13,6 +13,9 @@ _NAMES: Final = UUID("6f1d3c9e-51a5-5a53-9c1c-8a2b51b7a0f4")
 PRIORITY_MIN: Final = -1000
 PRIORITY_MAX: Final = 1000
 NAME_MAX: Final = 253
+KEPT_SECONDS_MIN: Final = 600
+"""An ended run is kept so long at least: a flush whose answer was lost may still be sent again, and would bring it back."""
+KEPT_SECONDS_MAX: Final = 100 * 366 * 86_400
 
 
 class Phase(StrEnum):

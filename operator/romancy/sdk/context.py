@@ -130,7 +130,7 @@ class WorkflowContext:
         """Wait for one event, durably.
 
         It is one that this run has not had yet, and that arrives from now on or has arrived since the run began: so ask first,
-        then wait. How long events are kept is `ROMANCY_DATABASE__EVENTS_KEPT_SECONDS`.
+        then wait. How long events are kept is `ROMANCY_RETENTION__EVENTS_SECONDS`.
 
         Args:
             event: a class that derives from `Event`, or a CloudEvents type.

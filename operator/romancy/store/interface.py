@@ -299,6 +299,28 @@ class RunFilter:
 
 
 @record
+class Purgeable:
+    """Ended runs to be deleted: of this outcome, that long ago; of a namespace and a workflow, or (None) of all.
+
+    A run whose resource is there is not among them. Nor is one that ended less than twice `give_up_seconds` ago: a flush that
+    nobody heard the answer of may be sent again for so long.
+    """
+
+    phase: Phase
+    older_than_seconds: float
+    namespace: str | None = None
+    workflow: str | None = None
+
+
+@record
+class Purged:
+    """One batch: how many runs, and when the last of them ended; None if there was none."""
+
+    runs: int
+    last_at: datetime | None
+
+
+@record
 class Unmirrored:
     """A run of a resource whose status has not been written since `version`."""
 
@@ -457,6 +479,30 @@ class Store(Protocol):
         ...
 
     async def backlog(self) -> Backlog: ...
+
+    # purge
+    async def may_purge(self, *, every_seconds: float) -> bool:
+        """Whether it is time to look for runs that are kept no longer: True to one of all who ask, once in so many seconds."""
+        ...
+
+    async def purge_runs(self, which: Purgeable, *, since: datetime | None = None) -> Purged:
+        """Delete a batch of runs with all that is theirs, the oldest first. Twice is once (I6).
+
+        Their names are free then: whoever starts one again starts another run.
+        """
+        ...
+
+    async def purge_events(self, *, older_than_seconds: float, after: int = 0) -> tuple[int, int | None]:
+        """Delete a batch of old events; how many, and the number of the last that was looked at, None if none is that old."""
+        ...
+
+    async def count_purgeable(self, which: Purgeable) -> int:
+        """How many runs there are to purge.
+
+        Raises:
+            SearchTooBroadError: too many to count in the time that a statement may take.
+        """
+        ...
 
 
 class Wakeups(Protocol):

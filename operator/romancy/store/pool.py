@@ -13,7 +13,7 @@ import asyncpg
 
 from romancy.base import log
 from romancy.base.settings import DatabaseSettings
-from romancy.errors import PayloadRefusedError, SettingsError, StoreError, StoreUnavailableError
+from romancy.errors import PayloadRefusedError, SearchTooBroadError, SettingsError, StoreError, StoreUnavailableError
 from romancy.store.arrays import as_text
 
 logger = log.get(__name__)
@@ -35,6 +35,8 @@ would be kept until the next autovacuum of that table: at 50 runs at once a twen
 
 _BROKEN: Final = frozenset({"", "08", "25", "57"})
 """No answer at all, or one that says to go elsewhere: 57P01 this backend ends, 25006 this is not the primary any more."""
+
+_QUERY_CANCELED: Final = "57014"  # by statement_timeout
 
 _ENGINE_PLANS: Final = {
     "plan_cache_mode": "force_generic_plan",
@@ -232,6 +234,19 @@ class Connected:
         """The first row, or None."""
         rows = await self._fetch(statement)
         return rows[0] if rows else None
+
+    async def _search(self, statement: Statement) -> list[Any]:
+        """The same for one that may look at many rows.
+
+        Raises:
+            SearchTooBroadError: it took longer than a statement may.
+        """
+        try:
+            return await self._list(statement)
+        except StoreUnavailableError as error:
+            if error.__cause__ is not None and sqlstate_of(error.__cause__) == _QUERY_CANCELED:
+                raise SearchTooBroadError(self.settings.statement_timeout_seconds) from error
+            raise
 
     async def _list(self, statement: Statement) -> list[Any]:
         """Run one statement that people wait for: with the plans that PostgreSQL thinks best."""

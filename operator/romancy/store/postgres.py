@@ -11,11 +11,12 @@ from romancy.store.migrate import migrate
 from romancy.store.mirror import Mirror
 from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import APPLICATION, application_name, open_pool
+from romancy.store.purge import Purge
 from romancy.store.resources import Resources
 from romancy.store.workers import Workers
 
 
-class PostgresStore(Claims, Workers, Mirror, Resources):
+class PostgresStore(Claims, Workers, Mirror, Resources, Purge):
     """Everything that the engine keeps, in one schema of PostgreSQL.
 
     It belongs to the event loop that opened it; two of them, in threads of one process, know nothing of each other.

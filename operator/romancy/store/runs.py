@@ -6,15 +6,12 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from romancy.errors import SearchTooBroadError, StoreUnavailableError
 from romancy.model.run import DeletionPolicy, Form, NewRun, Phase, Run, Wishes
 from romancy.store.interface import RunFilter, Started
 from romancy.store.notify import due_channel, mirror_channel
-from romancy.store.pool import Connected, Statement, sqlstate_of
+from romancy.store.pool import Connected, Statement
 from romancy.store.queries import SQL
 from romancy.store.texts import labels_text, size_bytes
-
-_QUERY_CANCELED = "57014"  # by statement_timeout
 
 
 class Runs(Connected):
@@ -122,13 +119,7 @@ class Runs(Connected):
         )
 
     async def _page(self, statement: Statement) -> list[Run]:
-        try:
-            rows = await self._list(statement)
-        except StoreUnavailableError as error:
-            if error.__cause__ is not None and sqlstate_of(error.__cause__) == _QUERY_CANCELED:
-                raise SearchTooBroadError(self.settings.statement_timeout_seconds) from error
-            raise
-        return [run_of(row) for row in rows]
+        return [run_of(row) for row in await self._search(statement)]
 
 
 def _filter(where: RunFilter) -> dict[str, Any]:

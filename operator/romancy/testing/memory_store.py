@@ -27,6 +27,7 @@ from romancy.testing.memory.journal import Journal
 from romancy.testing.memory.messages import Messages
 from romancy.testing.memory.mirror import Mirror
 from romancy.testing.memory.notify import Notify
+from romancy.testing.memory.purge import Purge
 from romancy.testing.memory.resources import Resources
 from romancy.testing.memory.tables import Row
 from romancy.testing.memory.workers import Workers
@@ -43,7 +44,19 @@ class ValueRefusedError(OSError):
 
 
 class MemoryDatabase(
-    Channels, Children, Claims, Events, History, Iterations, Journal, Messages, Mirror, Notify, Resources, Workers
+    Channels,
+    Children,
+    Claims,
+    Events,
+    History,
+    Iterations,
+    Journal,
+    Messages,
+    Mirror,
+    Notify,
+    Purge,
+    Resources,
+    Workers,
 ):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.
 

@@ -467,7 +467,12 @@ class _Process:
         )
         clock = _Clock(simulation._loop)
         self.worker = Worker(
-            lambda: _Store(simulation, self.body), workflows, settings, clock=clock, keep_lease=KeptByTask
+            lambda: _Store(simulation, self.body),
+            workflows,
+            settings,
+            clock=clock,
+            keep_lease=KeptByTask,
+            is_leader_expected=True,  # nothing is purged: time would go from one look to the next
         )
         self.worker.random = Random(0)
         self.worker.activities = _Activities(simulation, settings, self.worker.now)

@@ -12,13 +12,14 @@ from uuid import UUID, uuid4
 
 from romancy.base import log, metrics
 from romancy.base.clock import Clock
-from romancy.base.settings import WorkerSettings, python_minor, worker_name
+from romancy.base.settings import RetentionSettings, WorkerSettings, python_minor, worker_name
 from romancy.errors import RomancyError, StoreUnavailableError, WorkerFencedError
 from romancy.model.command import Outcome
 from romancy.model.history import InboxRow
 from romancy.model.outbox import OutboxRow
 from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
+from romancy.store import purge
 from romancy.store.interface import (
     Begin,
     Claim,
@@ -72,6 +73,7 @@ class Worker:
         is_leader_expected: bool = False,
         bury_seconds: float = 2.0,
         keep_lease: KeepLease | None = None,
+        retention: RetentionSettings | None = None,
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
         self.name = worker_name(settings)
@@ -92,6 +94,7 @@ class Worker:
         )
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
+        self._retention = retention or RetentionSettings()
         self._keep_lease = keep_lease or partial(KeptByThread, stuck_seconds=settings.loop_stuck_seconds)
         # The database's clock, in seconds since 1970, when ours that nobody sets was at 0: it does not jump with the machine's.
         self._database_at_zero = clock.now().timestamp() - clock.monotonic()
@@ -306,12 +309,13 @@ class Worker:
         )
         registered()
         filling = asyncio.create_task(self._fill(), name="fill")
+        purging = asyncio.create_task(self._purge(store), name="purge")
         ended = asyncio.create_task(self._life_ended.wait())
         try:
             await asyncio.wait([filling, ended], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._is_registered.clear()
-            for task in (filling, ended):
+            for task in (filling, purging, ended):
                 task.cancel()
             self._drop_all()
             await keeper.stop()
@@ -527,6 +531,18 @@ class Worker:
         if abs(self.now() - expected) > CLOCK_STEP:
             for execution in list(self._executions.values()):
                 execution.look()  # it sleeps until a moment that is another one now
+
+    async def _purge(self, store: PostgresStore) -> None:
+        """Delete runs that are kept no longer, where there is no leader to do it: one of all workers does, now and then."""
+        if self._is_leader_expected:
+            return
+        await self._clock.sleep(purge.EVERY_SECONDS * self.random.random())  # many workers may have started at once
+        while True:
+            try:
+                await purge.purge_ended(store, self._retention)
+            except RomancyError as error:
+                LOG.warning("purge_failed", worker=self.name, error=error.message, hint="the next look tries again")
+            await self._clock.sleep(purge.EVERY_SECONDS)
 
     async def _bury_expired(self, store: Store, renewal: Renewal) -> None:
         """The safety net: in the lease's thread, when nobody has looked for dead workers for long."""

@@ -207,6 +207,7 @@ class Tables:
     value: dict[UUID, dict[str, tuple[int, str]]] = field(default_factory=dict)
     subscription: dict[UUID, dict[int, UUID]] = field(default_factory=dict)
     burial_checked_at: datetime = field(init=False)
+    purge_checked_at: datetime | None = None
     workers_ever: int = 0
     _listeners: dict[str, list[Callable[[str, str], None]]] = field(default_factory=dict)
 
