@@ -144,6 +144,12 @@ CREATE TABLE romancy.pending (
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
+CREATE TABLE romancy.purge_check (
+    is_only boolean DEFAULT true NOT NULL,
+    checked_at timestamp with time zone NOT NULL,
+    CONSTRAINT purge_check_is_only_check CHECK (is_only)
+);
+
 CREATE TABLE romancy.run (
     id uuid NOT NULL,
     namespace text NOT NULL,
@@ -352,6 +358,9 @@ ALTER TABLE ONLY romancy.outbox
 
 ALTER TABLE ONLY romancy.pending
     ADD CONSTRAINT pending_pkey PRIMARY KEY (channel, event_id);
+
+ALTER TABLE ONLY romancy.purge_check
+    ADD CONSTRAINT purge_check_pkey PRIMARY KEY (is_only);
 
 ALTER TABLE ONLY romancy.run
     ADD CONSTRAINT run_pkey PRIMARY KEY (id);

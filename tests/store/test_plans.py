@@ -67,7 +67,7 @@ HOT = {
     "unsubscribe_all": (SQL.unsubscribe_all(run_ids=[uuid4()]), {"subscription_pkey"}),
     "read_outboxes": (SQL.read_outboxes(run_ids=[uuid4()]), {"outbox_pkey"}),
     "fix_modes": (SQL.fix_modes(names=["c"], modes=["Direct"]), {"channel_pkey"}),
-    "demand": (SQL.demand(channels=["c"], run_ids=[uuid4()], numbers=[1]), {"outbox_pkey", "inbox_run_id_source_key"}),
+    "demand": (SQL.demand(channels=["c"], run_ids=[uuid4()], numbers=[1]), {"outbox_pkey"}),
     "undemand": (SQL.undemand(run_ids=[uuid4()], numbers=[1]), {"demand_pkey"}),
     "hand_out": (
         SQL.hand_out(channel="c", limit=9, due_channel="d", inbox_channel="i"),
@@ -75,7 +75,7 @@ HOT = {
     ),
     "return_untaken": (
         SQL.return_untaken(run_ids=[uuid4()], numbers=[1]),
-        {"inbox_run_id_source_key", "history_pkey", "demand_pkey", "event_pkey"},
+        {"history_pkey", "demand_pkey", "event_pkey"},
     ),
     "leave_groups": (SQL.leave_groups(groups=[None], run_ids=[uuid4()]), {"member_run"}),
     "read_members": (SQL.read_members(group="g"), {"member_pkey", "due_pkey"}),

@@ -159,6 +159,7 @@ async def test_each_outcome_is_kept_as_long_as_is_set(
     await rewind(1000)
 
     assert await purge_ended(store, RetentionSettings()) == 0
+    await rewind(60)  # one look a minute
     assert await purge_ended(store, RetentionSettings(succeeded_seconds=3600, failed_seconds=7200)) == 1
 
     assert await store.read_run(runs[Phase.SUCCEEDED]) is None

@@ -142,8 +142,8 @@ class RetentionSettings(_Part):
     """The same for cancelled ones."""
 
     events_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400
-    """How long events are kept, and messages of broadcast channels: so long after it came an event is found by a run that begins to
-    wait for it, and is recognized when it is sent again. What is still to be received is kept longer."""
+    """How long events are kept, and messages of broadcast channels. So long after it came an event is found by a run that begins
+    to wait for it, and is recognized when it is sent again. What is still to be received is kept longer."""
 
 
 class GatewaySettings(_Part):

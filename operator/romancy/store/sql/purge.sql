@@ -20,7 +20,6 @@ with old as materialized (
        and (:namespace::text is null or run.namespace = :namespace::text)
        and (:workflow::text is null or run.workflow = :workflow::text)
        and (not run.is_resource or run.resource_gone_at is not null)
-       and not exists (select from outbox where outbox.run_id = run.id)  -- its end is not carried out yet
      order by run.finished_at
      limit :runs_max::integer
        for update skip locked
@@ -33,6 +32,7 @@ with old as materialized (
 ), purged as (
     delete from run using sized
      where run.id = sized.id and sized.amount_before < :rows_max::integer
+       and not exists (select from outbox where outbox.run_id = sized.id)  -- its end is not carried out yet
     returning run.id, run.finished_at
 ), entries as (
     delete from history using purged where history.run_id = purged.id
