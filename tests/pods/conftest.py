@@ -1,4 +1,7 @@
-"""A cluster with real pods and, in each test, a release of the chart. KUBECONFIG and ROMANCY_IMAGES name another one, as kind."""
+"""A cluster with real pods and, in each test, a release of the chart.
+
+KUBECONFIG and ROMANCY_IMAGES name another one, as kind; the commands of the docs take the images by the chart's own names there.
+"""
 
 import contextlib
 import json
@@ -20,6 +23,7 @@ from tests.pods import database as own_database
 
 CHART = Path(__file__).parents[2] / "charts/romancy"
 FLOWS = Path(__file__).parent / "flows.py"
+DEFINITIONS = ("workflowruns.romancy.dev", "workflowengines.romancy.dev")
 PATIENCE_SECONDS = 90
 
 
@@ -35,7 +39,7 @@ class Pods:
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         command = [*plane.kubectl(), "--kubeconfig", str(self.kubeconfig), *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def get(self, *arguments: str) -> dict[str, Any]:

@@ -6,31 +6,37 @@ import json
 import os
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import Final
 
 from tests.pods import tools
 
 ROOT: Final = Path(__file__).parents[2]
-OPERATOR: Final = "localhost/romancy:test"
-POSTGRES: Final = "localhost/romancy-test-postgres:3"
+_VERSION: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+MAKE: Final = ("make", "image")
+"""The command of the README that makes the operator's image."""
+# The node knows both by the names that the chart has for them, so that commands of the docs run as they stand.
+OPERATOR: Final = f"romancy:{_VERSION}"
+POSTGRES: Final = "postgres:18"
+_POSTGRES_MADE: Final = "localhost/romancy-test-postgres:4"
 PAUSE: Final = "localhost/pause:1"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 
 
 def operator(folder: Path) -> Path:
     """The project's own image, by `make image`."""
-    _run([str(ROOT / "tools/image"), OPERATOR.removeprefix("localhost/")], PYTHON_IMAGE="local")
-    return _saved(OPERATOR, folder / "operator.tar")
+    _run([*MAKE], PYTHON_IMAGE="local")
+    return _saved(f"localhost/{OPERATOR}", OPERATOR, folder / "operator.tar")
 
 
 def postgres(folder: Path) -> Path:
     """A PostgreSQL that starts as the official image does."""
-    if subprocess.run(["buildah", "inspect", POSTGRES], capture_output=True, check=False).returncode:
+    if subprocess.run(["buildah", "inspect", _POSTGRES_MADE], capture_output=True, check=False).returncode:
         base = _run([str(ROOT / "tools/base-image")]).strip()
         command = ["buildah", "bud", "-q", "--isolation", "chroot", "--pull-never", "--build-arg", f"BASE={base}"]
-        _run([*command, "-t", POSTGRES, str(Path(__file__).parent / "postgres")])
-    return _saved(POSTGRES, folder / "postgres.tar")
+        _run([*command, "-t", _POSTGRES_MADE, str(Path(__file__).parent / "postgres")])
+    return _saved(_POSTGRES_MADE, POSTGRES, folder / "postgres.tar")
 
 
 def pause(folder: Path) -> Path:
@@ -74,9 +80,9 @@ def pause(folder: Path) -> Path:
     return target
 
 
-def _saved(image: str, target: Path) -> Path:
+def _saved(image: str, name: str, target: Path) -> Path:
     target.unlink(missing_ok=True)
-    _run(["buildah", "push", "-q", image, f"docker-archive:{target}:{image}"])
+    _run(["buildah", "push", "-q", image, f"docker-archive:{target}:docker.io/library/{name}"])
     return target
 
 

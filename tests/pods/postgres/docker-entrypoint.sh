@@ -1,6 +1,8 @@
 #!/bin/bash
-# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB and PGDATA, as the official image takes them.
+# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB and PGDATA, as the official image takes them; arguments are those of postgres, with or
+# without its name.
 set -eu
+[ "${1:-}" != postgres ] || shift
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     mkdir -p "$PGDATA"
     initdb --encoding=UTF8 -U "$POSTGRES_USER" --pwfile=<(printf '%s\n' "$POSTGRES_PASSWORD") --auth-host=scram-sha-256 --auth-local=trust -D "$PGDATA"
