@@ -1,6 +1,6 @@
 """docs/operate: its commands are run, against a real API server with an operator process and a real PostgreSQL.
 
-A fence `shell` is run; `shell needs=cluster` needs pods that run. The page about backups is played by tests/e2e/test_restore.py.
+A fence `shell` is run here; `shell needs=cluster` needs pods that run. Who runs what is in RUN_BY.
 """
 
 import os
@@ -25,16 +25,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.kube]
 
 PAGES = ROOT / "docs/operate"
 RUN_HERE = ("monitor", "troubleshoot", "size", "secure", "gitops", "upgrade")
+RUN_BY = {
+    ("shell", RUN_HERE): "tests/docs/test_operate.py",
+    ("shell", ("backup",)): "tests/e2e/test_restore.py",
+    ("shell needs=cluster", ("install", "troubleshoot", "backup")): "tests/pods/test_pages.py",
+    ("shell needs=cluster", ("upgrade",)): "tests/pods/test_upgrade.py",
+}
+"""Which sort of fences of which pages are run by which test: all of their commands, or it fails."""
+OTHERS = {"yaml", "lua", "dockerfile"}
+"""Fences that hold no commands."""
 NAMESPACE = "romancy"  # of the pages
 
 
 def commands(page: str, *, fence: str = "shell") -> list[str]:
-    """The lines of the fences of that sort: `shell` for what can be run here."""
+    """The commands of the fences of that sort (a pattern): `shell` for what can be run here."""
     text = (PAGES / f"{page}.md").read_text()
     return [
         line
         for block in re.findall(rf"^```{fence}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        for line in block.splitlines()
+        for line in block.replace("\\\n", "").splitlines()
     ]
 
 
@@ -118,7 +127,26 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_fence_is_run_or_says_why_not() -> None:
-    for page in (*RUN_HERE, "backup"):
-        fences = re.findall(r"^```(\w.*)$", (PAGES / f"{page}.md").read_text(), re.MULTILINE)
-        assert set(fences) <= {"shell", "shell needs=cluster", "yaml", "lua"}, page
+def test_every_command_is_run() -> None:
+    """By the test that RUN_BY names, which asks for them."""
+    fences = {
+        (indent + fence, page.stem)  # `commands` finds none that is indented
+        for page in PAGES.glob("*.md")
+        for indent, fence in re.findall(r"^( *)```(.*)\n(?:.*\n)*? *```$", page.read_text(), re.MULTILINE)
+    }
+
+    assert {(fence, page) for fence, page in fences if fence not in OTHERS} == {
+        (fence, page) for fence, pages in RUN_BY for page in pages
+    }
+    for (_, pages), test in RUN_BY.items():
+        for page in pages if pages != RUN_HERE else ():
+            assert f'commands("{page}"' in (ROOT / test).read_text(), f"{page} in {test}"
+
+
+def test_a_command_in_a_sentence_is_in_a_fence_as_well() -> None:
+    """What names the namespace is meant to be typed."""
+    fenced = {line for page in PAGES.glob("*.md") for line in commands(page.stem, fence="shell(?: needs=cluster)?")}
+    for page in PAGES.glob("*.md"):
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        typed = {each for each in re.findall(r"`([^`\n]+)`", prose) if f" -n {NAMESPACE} " in f"{each} "}
+        assert typed <= fenced, page.name

@@ -1,29 +1,55 @@
 """Installed by Helm on real pods: the first run, pods that are deleted, roll-outs, scaling, and what is left at the end."""
 
+import re
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tests.pods.conftest import Release
+from tests.docs.test_operate import run, tools
+from tests.pods import images
+from tests.pods.conftest import DEFINITIONS, Release
+from tests.pods.images import ROOT
 
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(600)]
 
 STEPS = 12
 
 
-def test_from_nothing_to_a_run_that_succeeded(release: Release) -> None:
-    """In under a minute; and when it is uninstalled, only what is documented is left: definitions and runs."""
+def shown(heading: str) -> list[str]:
+    """The README's commands under that heading."""
+    text = (ROOT / "README.md").read_text()
+    [section] = re.findall(rf"^#+ {heading}\n(.*?)(?:^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ") for line in section.splitlines() if line.startswith("$ ")]
+
+
+def test_from_nothing_to_a_run_that_succeeded(release: Release, tmp_path: Path) -> None:
+    """By the README's commands, in under a minute; uninstalled, it leaves only what is documented: definitions and runs."""
+    make, install, apply = shown("In a cluster")
+    apply_again, wait, get = shown("Romancy for Kubernetes")
+    assert tuple(make.partition("#")[0].split()) == images.MAKE  # what the cluster has was made by it
+    release.pods.kubectl(
+        "delete", "crd", *DEFINITIONS, "--ignore-not-found", "--timeout=60s"
+    )  # of another test's release
+    environment = tools(tmp_path, release.pods.kubeconfig)
+
+    def do(line: str) -> str:
+        return run(line.replace("-n romancy", f"-n {release.namespace}"), environment, ROOT)
+
     began = time.monotonic()
-    release.install()
-    release.apply("onboarding-1", "user_onboarding", user_id="u1", email="u1@example.com")
-    status = release.end("onboarding-1")
+    do(install)
+    do(apply)
+    do(f"{wait} -n {release.namespace}")
     took = time.monotonic() - began
 
-    assert status["phase"] == "Succeeded"
-    assert status["output"] == {"status": "onboarded", "user_id": "u1", "email_sent": True}
     print(f"helm install to the first Succeeded run: {took:.1f} s")
     assert took < 60
+    assert "unchanged" in do(f"{apply_again} -n {release.namespace}")
+    heads, row = do(f"{get} -n {release.namespace}").splitlines()
+    assert heads.split() == ["NAME", "WORKFLOW", "STATUS", "STARTED", "DURATION", "AGE"]
+    assert row.split()[:3] == ["onboarding-1", "user_onboarding", "Succeeded"]
+    assert release.status("onboarding-1")["output"] == {"status": "onboarded", "user_id": "user-1", "email_sent": True}
     [engine] = release.get("workflowengines")["items"]
     assert engine["status"]["workers"]
     # Without --logs: Helm reads them after it has deleted the pod that succeeded. One that failed is kept.
@@ -32,9 +58,9 @@ def test_from_nothing_to_a_run_that_succeeded(release: Release) -> None:
     release.helm("uninstall", "romancy", "--wait", "--timeout", "60s")
     kinds = "deploy,sts,svc,pdb,role,rolebinding,sa,secret,configmap,netpol"
     left = {f"{each['kind']}/{each['metadata']['name']}" for each in release.get(kinds)["items"]}
-    assert left == {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt", "ConfigMap/flows"}
+    assert left == {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt"}
     assert [each["metadata"]["name"] for each in release.get("wfr")["items"]] == ["onboarding-1"]
-    release.pods.kubectl("get", "crd", "workflowruns.romancy.dev", "workflowengines.romancy.dev")
+    release.pods.kubectl("get", "crd", *DEFINITIONS)
 
 
 def test_the_pod_of_a_run_is_deleted_then_the_leader(release: Release) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.docs.test_operate import commands, run, tools
-from tests.pods.conftest import CHART, Release
+from tests.pods.conftest import CHART, DEFINITIONS, Release
 from tests.pods.database import OWN
 
 pytestmark = [pytest.mark.pods, pytest.mark.timeout(600)]
 
 PREVIOUS = Path(__file__).parent / "previous/romancy"
-DEFINITIONS = ("workflowruns.romancy.dev", "workflowengines.romancy.dev")
 RUNS, STEPS = 6, 60
 
 
@@ -31,11 +30,14 @@ def test_runs_go_on_through_an_upgrade_and_a_rollback(database: Release, tmp_pat
     assert "versions" not in release.get("workflowengine", "romancy")["status"]  # the definition does not know it
 
     # As docs/operate/upgrade.md says, in this test's namespace.
-    lines = commands("upgrade", fence="shell needs=cluster")
-    assert len(lines) == 3
+    upgrade, wait, test, rollback = commands("upgrade", fence="shell needs=cluster")
     environment = tools(tmp_path, release.pods.kubeconfig)
-    for line in lines:
+
+    def do(line: str) -> None:
         print(run(line.replace("-n romancy", f"-n {release.namespace}"), environment, CHART.parents[1]))
+
+    for line in (upgrade, wait, test):
+        do(line)
     new_pods = {
         each["metadata"]["name"] for each in release.get("pods", "-l", "app.kubernetes.io/name=romancy")["items"]
     }
@@ -51,6 +53,6 @@ def test_runs_go_on_through_an_upgrade_and_a_rollback(database: Release, tmp_pat
     assert worked - new_pods
     assert Counter(release.effects()) == {f"run-{number} {step}": 1 for number in range(RUNS) for step in range(STEPS)}
 
-    release.helm("rollback", "romancy", "1", "--wait", "--timeout", "120s")
+    do(rollback)
     release.apply("after", "steps", run="after", count=1, seconds=0.1)
     assert release.end("after")["output"] == 1
