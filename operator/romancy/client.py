@@ -524,6 +524,7 @@ def refuse_other(new: NewRun, existing: Run) -> None:
     Raises:
         RunExistsError: it is another workflow, or another input.
     """
-    for what in ("workflow", "input"):
-        if getattr(new, what) != getattr(existing, what):
+    started_with = existing.input if existing.first_input is None else existing.first_input
+    for what, found in (("workflow", existing.workflow), ("input", started_with)):
+        if getattr(new, what) != found:
             raise RunExistsError(namespace=existing.namespace, name=existing.name, what_differs=what)

@@ -57,6 +57,8 @@ async def test_44_recur_is_the_same_run_with_a_new_input_and_an_empty_history(ru
         former = [await app.store.read_run(iteration_id_of(run.id, claim)) for claim in (1, 2)]
         kept = [await app.store.read_history(each.id) for each in former if each]
         listed = await app.list()
+        again = await app.start(counts.options(id="counter", labels={"a": "b"}), 1)
+        assert (again.id, (await again.result())[:2]) == (run.id, "3 ")  # the same start is the same run
 
     assert (run.input, run.phase) == ('{"number":3,"last":3}', Phase.SUCCEEDED)
     assert [entry.kind for entry in history] == [Kind.ACTIVITY_COMPLETED]

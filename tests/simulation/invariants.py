@@ -5,6 +5,7 @@ moment to see: an entry that changed, a write of a buried worker, a run that was
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -36,9 +37,15 @@ def breaches(db: MemoryDatabase) -> Iterator[str]:
         yield f"WorkerWithoutFence: worker {worker_id}"
 
 
+def told(db: MemoryDatabase, run_id: UUID) -> dict[int, EntryRow]:
+    """The history of a run; what came late for an iteration that is over is of the past."""
+    run = db.run.get(run_id)
+    return {at: row for at, row in db.history.get(run_id, {}).items() if run is None or at > run.history_from}
+
+
 def _of_run(db: MemoryDatabase, run_id: UUID) -> Iterator[tuple[str, object]]:
     run, due = db.run.get(run_id), db.due.get(run_id)
-    history, inbox = db.history.get(run_id, {}), db.inbox.get(run_id, {})
+    history, inbox = told(db, run_id), db.inbox.get((run and run.recurred_into) or run_id, {})
     if run is None:
         for name, there in (("DueOfNoRun", due), ("HistoryOfNoRun", history), ("InboxOfNoRun", inbox)):
             if there:
@@ -52,7 +59,8 @@ def _of_run(db: MemoryDatabase, run_id: UUID) -> Iterator[tuple[str, object]]:
     if due is not None:
         yield from _of_due(db, run, due, inbox)
     yield from _of_history(run, due, history)
-    yield from _of_attempts(db.attempt.get(run_id, {}))
+    past = json.loads(run.numbers).get("activity", 0)
+    yield from _of_attempts({key: row for key, row in db.attempt.get(run_id, {}).items() if key[0] > past})
     delivered = [row.inbox for row in history.values() if row.inbox is not None]
     if len(set(delivered)) != len(delivered) or any(number not in inbox for number in delivered):
         yield "MailTwice", delivered
@@ -100,31 +108,33 @@ def _of_due(db: MemoryDatabase, run: RunRow, due: DueRow, inbox: Mapping[int, An
         yield "NeverDue", due
     if due.phase == "Blocked" and due.wake_at is not None:
         yield "BlockedButDue", due
-    begun = due.claim > 0
+    begun = due.started_at is not None  # since it began anew, if it did
     queue = due.workflow + (f"/{due.python}" if due.python else "")
-    if due.queue != queue or begun is (due.started_at is None) or begun is (due.python is None):
+    if due.queue != queue or begun is (due.python is None) or (begun and due.claim == 0):
         yield "QueueWrong", due
     if not 0 <= due.lost_noted <= due.lost_count:
         yield "LossesWrong", due
     if due.inbox_version and not inbox:
         yield "InboxLost", due
-    if not begun and db.history.get(due.id):
+    if not begun and told(db, due.id):
         yield "HistoryBeforeBegin", due
     # Before its first claim the statement that ends it may still be on its way.
     is_away = due.worker_id is None and due.phase in {"Waiting", "Pending", "Suspended"} and due.started_at is not None
     if is_away and (due.wake_at is None or (due.wake_at - db.clock.now()).total_seconds() > 60):
         cancelled = any(row.kind == "Cancel" for row in inbox.values())
-        if cancelled and all(row.kind != "CancelRequested" for row in db.history.get(due.id, {}).values()):
+        recurs = any(row.kind == "Recur" for row in db.outbox.get(due.id, {}).values())  # its next iteration hears it
+        heard = any(row.kind == "CancelRequested" for row in db.history.get(due.id, {}).values())
+        if cancelled and not heard and not recurs:
             yield "CancelUnheard", due
 
 
 def _of_history(run: RunRow, due: DueRow | None, history: Mapping[int, EntryRow]) -> Iterator[tuple[str, object]]:
-    if sorted(history) != list(range(1, len(history) + 1)):
+    if sorted(history) != list(range(run.history_from + 1, run.history_from + len(history) + 1)):
         yield "HistoryGap", sorted(history)
         return
     before = (due.started_at if due else None) or run.started_at
     ended: set[tuple[bool, int]] = set()
-    for position in range(1, len(history) + 1):
+    for position in sorted(history):
         row = history[position]
         if before is not None and row.at < before:
             yield "ClockWentBack", (position, row.at, before)
@@ -187,6 +197,10 @@ class Checker:
         if name == "bury_worker":
             self.buried.update(range(1, db.workers_ever + 1))
             self.buried -= set(db.worker)
+        if name == "recur":
+            for run_id in arguments["run_ids"]:
+                if not told(db, run_id):  # it is another run's now
+                    self._history.pop(run_id, None)
         if name == "flush":
             for run_id, act, seen in zip_longest(arguments["c_ids"], arguments["c_acts"], arguments["c_seens"]):
                 row = db.due.get(run_id)
@@ -232,7 +246,7 @@ class Checker:
 
     def _entries(self, run_ids: Sequence[UUID]) -> None:
         for run_id in dict.fromkeys(run_ids):
-            now, before = self._db.history.get(run_id, {}), self._history.get(run_id, {})
+            now, before = told(self._db, run_id), self._history.get(run_id, {})
             for position, row in before.items():
                 if now.get(position) != row:
                     raise BreachError(f"I3: entry {position} of run {run_id} was {row}, and is {now.get(position)}")
@@ -250,9 +264,11 @@ class Checker:
                 raise BreachError(f"a new owner without a new claim: {old} -> {new}")
             if new.phase != old.phase and Phase(new.phase) not in TRANSITIONS[Phase(old.phase)]:
                 raise BreachError(f"no phase follows so: {old} -> {new}")
-            if (old.started_at is not None and new.started_at != old.started_at) or (
+            begins_anew = (new.phase, new.started_at, new.python, new.worker_id) == ("Pending", None, None, None)
+            has_other_begin = (old.started_at is not None and new.started_at != old.started_at) or (
                 old.python is not None and new.python != old.python
-            ):
+            )
+            if has_other_begin and not (begins_anew and old.worker_id is None):
                 raise BreachError(f"what begins a run is written once: {old} -> {new}")
         for name, found in _of_due(self._db, self._db.run[run_id], new, self._db.inbox.get(run_id, {})):
             raise BreachError(f"{name}: run {run_id}: {found}")

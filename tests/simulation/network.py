@@ -222,7 +222,7 @@ class Network:
         elif name in {"claim_runs", "claim_blocked", "poll"}:
             for row in answer:
                 if row["id"] is not None:
-                    self.durable[row["id"]] = len(self.db.history.get(row["id"], ()))
+                    self.durable[row["id"]] = max(self.db.history.get(row["id"], ()), default=0)
 
     def _may_meet(self, arguments: Mapping[str, Any]) -> bool:
         """A statement meets its like once: after that the other one is there, and is found."""

@@ -35,7 +35,7 @@ from tests.simulation.network import Network, Weather
 from tests.simulation.processes import Body, DatabaseClock, Process
 from tests.simulation.trace import Trace
 from tests.simulation.users import Users
-from tests.simulation.workload import HOST, Service, check_end, is_suspended
+from tests.simulation.workload import HOST, Service, check_end, check_messages, is_suspended
 
 NO_SERVER: Final = "postgresql://nobody@127.0.0.1:1/simulated"
 CALM_SECONDS_MAX: Final = 1800.0
@@ -124,6 +124,7 @@ class Simulation:
         self.breaches: list[str] = []
         self.run_ids: list[UUID] = []
         self.settled: set[UUID] = set()
+        self.has_told = False
         self.objects_owned = self.objects_settled = 0
         self._resumed_after: dict[UUID, int] = {}  # so many messages
         self.created: dict[UUID, Json] = {}  # objects, by uid
@@ -149,6 +150,7 @@ class Simulation:
             self.objects_owned = random.randint(1, 4)
             for number in range(self.objects_owned):
                 self.users.spawn(users.own_object(self.api, number, random.uniform(0, foul_seconds * 0.8)))
+        self.users.spawn(users.tell(foul_seconds * 0.8))
         self.users.spawn(self._disturb(foul_seconds))
         await asyncio.sleep(foul_seconds)
         await self._be_calm()
@@ -244,7 +246,8 @@ class Simulation:
                 return
             if self.loop.time() > ends_at:
                 self.breach(
-                    f"it does not end: {self._objects_owe()} {list(self.db.due.values())} {len(self.settled)} settled"
+                    f"it does not end: {self._objects_owe()} {list(self.db.due.values())} {len(self.settled)} settled, "
+                    f"told {self.has_told}, outbox {self.db.outbox}"
                 )
                 return
             if self.network.statements > STATEMENTS_MAX or self.loop.turns > TURNS_MAX:
@@ -289,6 +292,7 @@ class Simulation:
 
     def _is_over(self) -> bool:
         are_settled = len(self.settled) == len(self.run_ids) and self.objects_settled == self.objects_owned
+        are_settled &= self.has_told and not self.db.outbox
         return are_settled and not self.db.due and not self.network.late and not self._objects_owe()
 
     def _objects_owe(self) -> str:
@@ -318,10 +322,12 @@ class Simulation:
             return
         try:
             self.checker.look()
-            if extra := set(self.db.run) - set(self.run_ids) - set(self.created):
+            own = {run.id for run in self.db.run.values() if run.parent_id is None and run.recurred_into is None}
+            if extra := own - set(self.run_ids) - set(self.created):
                 raise BreachError(f"runs that nobody has started: {extra}")
             for run_id in self.db.run:
                 check_end(self.db, self.service, run_id)
+            check_messages(self.db)
         except BreachError as breach:
             self.breach(str(breach))
 

@@ -11,7 +11,7 @@ from romancy.control.kube import Json, path_of
 from romancy.control.resources import RUNS
 from romancy.errors import RunCancelledError, StoreUnavailableError
 from tests.simulation.kube import ApiServer
-from tests.simulation.workload import WORKFLOWS
+from tests.simulation.workload import JOBS, KEYS, WORKFLOWS, Told
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -104,6 +104,20 @@ class Users:
         if is_suspended:
             await asyncio.sleep(random.expovariate(0.1))
             await self.ask(f"resume {name}", handle.resume)
+
+    async def tell(self, seconds: float) -> None:
+        """Tell whoever waits for it, now and then, until it is calm; and leave some jobs."""
+        random = Random(f"tells {self._sim.seed}")
+        number = 0
+        while self._sim.loop.time() < seconds:
+            await asyncio.sleep(random.expovariate(0.3))
+            number += 1
+            key, id = random.randrange(KEYS), f"told {number}"
+            if random.random() < 0.7:
+                await self.ask(id, lambda key=key, id=id: self._sim.client.send_event(Told(key=key), id=id))  # type: ignore[misc]
+            else:
+                await self.ask(f"job {number}", lambda id=id: self._sim.client.publish(JOBS, id, id=id))  # type: ignore[misc]
+        self._sim.has_told = True
 
     async def own_object(self, api: ApiServer, number: int, after_seconds: float) -> None:
         """What one user does with one WorkflowRun: kubectl, and nothing else."""

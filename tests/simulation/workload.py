@@ -4,16 +4,29 @@ The programs are those of tests/replay/programs.py; what their leaves call is he
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from romancy import RetryPolicy, TerminalError, WorkflowContext, activity, workflow
+from romancy import (
+    Channel,
+    ChannelMode,
+    Event,
+    ParentClose,
+    RetryPolicy,
+    TerminalError,
+    WorkflowContext,
+    activity,
+    workflow,
+)
 from romancy.model import failure
+from romancy.model.channel import type_of
 from romancy.model.command import End, RunActivity
 from romancy.model.history import Entry, InboxRow, Kind, MessageKind
 from romancy.model.run import Form
@@ -23,7 +36,7 @@ from romancy.sdk.context import RunInfo
 from romancy.testing import MemoryDatabase
 from romancy.worker.delivery import Delivery
 from tests.replay.programs import Coverage, Interpreter, Node, PlannedError, program
-from tests.simulation.invariants import BreachError
+from tests.simulation.invariants import BreachError, told
 
 TRIES: Final = RetryPolicy(max_attempts=3)
 STUBBORN: Final = RetryPolicy(max_attempts=0)
@@ -114,9 +127,9 @@ class Service:
             return
         history = history_of(self.db, info.run_id)
         # What was written and is not heard yet may have given it up; so may somebody who has gone on since.
-        known = self.durable.get(info.run_id, 0) if is_holder else 0
+        known = self.durable.get(info.run_id, 0) - run.history_from if is_holder else 0
         asked: set[int] = set()
-        for cut in range(min(known, len(history)), len(history) + 1):
+        for cut in range(max(0, min(known, len(history))), len(history) + 1):
             asked |= asked_by(self.db, info.run_id, history[:cut])
         if info.number not in asked:
             self._breach(f"I4: {what}, but what is durable asks for {sorted(asked)}")
@@ -130,7 +143,7 @@ def history_of(db: MemoryDatabase, run_id: UUID) -> list[Entry]:
     """The stored history."""
     return [
         Entry(position, Kind(row.kind), row.at, row.number, row.name, row.digest, row.payload, row.inbox)
-        for position, row in sorted(db.history.get(run_id, {}).items())
+        for position, row in sorted(told(db, run_id).items())
     ]
 
 
@@ -142,11 +155,21 @@ def fresh_replay(db: MemoryDatabase, run_id: UUID) -> Replay:
     assert started_at is not None
     assert form is not None
     info = RunInfo(
-        id=run_id, namespace=run.namespace, name=run.name, workflow=run.workflow, labels={}, started_at=started_at
+        id=run.recurred_into or run_id,
+        namespace=run.namespace,
+        name=run.name,
+        workflow=run.workflow,
+        labels={},
+        started_at=started_at,
     )
     flow = WORKFLOWS[run.workflow]
     arguments = flow.decode_input(run.input, Form(form))
-    return Replay(flow.program(arguments, info), started_at=started_at, monotonic=lambda: 0.0)
+    return Replay(
+        flow.program(arguments, info),
+        started_at=started_at,
+        monotonic=lambda: 0.0,
+        numbers=json.loads(run.numbers),
+    )
 
 
 def asked_by(db: MemoryDatabase, run_id: UUID, history: list[Entry]) -> set[int]:
@@ -278,7 +301,106 @@ async def run_steps(seed: int) -> int:
     return total
 
 
-WORKFLOWS: Final[dict[str, Any]] = {each.name: each for each in (run_program, run_saga, run_steps)}
+class Told(Event, type="sim.told"):
+    """What users tell the runs."""
+
+    key: int
+
+
+JOBS: Final = Channel("sim jobs", str, mode=ChannelMode.COMPETING)
+KEYS: Final = 3
+"""What a `Told` may be about."""
+
+
+@workflow(name="sim.talk")
+async def run_talk(ctx: WorkflowContext, seed: int) -> list[str]:
+    """Events, children and messages; it tells which jobs it has taken."""
+    random = Random(seed)
+    jobs: list[str] = []
+    for number in range(random.randint(1, 4)):
+        seconds = random.choice((0.5, 3, 20, 60))
+        match random.choice(("event", "stream", "child", "children", "publish", "take", "take")):
+            case "event":
+                with suppress(TimeoutError):
+                    await ctx.wait_event(Told, where={"key": random.randrange(KEYS)}, timeout=seconds)
+            case "stream":
+                async with ctx.subscribe(Told) as told:
+                    await step(f"{number} subscribed")
+                    with suppress(TimeoutError):
+                        await told.receive(timeout=seconds)
+            case "child":
+                with suppress(TimeoutError, PlannedError, TerminalError):
+                    async with asyncio.timeout(seconds):
+                        await run_saga(random.randrange(1_000_000))
+            case "children":
+                left = ctx.start_child(run_steps.options(parent_close=ParentClose.ABANDON), random.randrange(1_000_000))
+                taken = ctx.start_child(run_saga, random.randrange(1_000_000))
+                await step(f"{number} started")
+                ctx.set_value("children", [left.name, taken.name])
+            case "publish":
+                await ctx.publish(JOBS, f"{ctx.info.name} {number}")
+            case _:
+                async with ctx.subscribe(JOBS) as offered:
+                    with suppress(TimeoutError):
+                        jobs.append((await offered.receive(timeout=seconds)).id)
+    return jobs
+
+
+@workflow(name="sim.rounds")
+async def run_rounds(ctx: WorkflowContext, seed: int, rest: int = 3, jobs: list[str] | None = None) -> list[str]:
+    """Iterations, each with something open when it ends."""
+    random = Random(seed)
+    jobs = jobs or []
+    await step(f"round {rest}")
+    if random.random() < 0.5:
+        ctx.start_child(run_saga, random.randrange(1_000_000))
+    if random.random() < 0.5:
+        with suppress(TimeoutError):
+            await ctx.wait_event(Told, timeout=random.choice((0.5, 5)))
+    if random.random() < 0.5:
+        async with ctx.subscribe(JOBS) as offered:
+            with suppress(TimeoutError):
+                jobs = [*jobs, (await offered.receive(timeout=random.choice((0.5, 5)))).id]
+    if random.random() < 0.3:
+        await ctx.publish(JOBS, f"{ctx.info.name} {rest}")
+    if rest > 0:
+        ctx.recur(random.randrange(1_000_000), rest - 1, jobs)
+    return jobs
+
+
+WORKFLOWS: Final[dict[str, Any]] = {
+    each.name: each for each in (run_program, run_saga, run_steps, run_talk, run_rounds)
+}
+
+
+def check_messages(db: MemoryDatabase) -> None:
+    """I8: a job is pending, or somebody has had it; nobody else has.
+
+    Raises:
+        BreachError: it is not so.
+    """
+    pending = db.pending.get(JOBS.name, set())
+    taken = {
+        json.loads(row.payload)["taken"]
+        for run_id in db.history
+        for row in told(db, run_id).values()
+        if row.kind == Kind.ANSWERED and "taken" in json.loads(row.payload)
+    }
+    jobs = {number: event for number, event in db.event.items() if event.type == type_of(JOBS.name)}
+    if lost := set(jobs) - pending - taken:
+        raise BreachError(f"I8: jobs that nobody has, and that are not pending: {[jobs[each] for each in lost]}")
+    # The publisher's id alone is no name: a run's messages are numbered.
+    said = [
+        (run.name, job)
+        for run in db.run.values()
+        if run.workflow in {run_talk.name, run_rounds.name} and run.phase == "Succeeded" and not run.recurred_into
+        for job in json.loads(run.output or "[]")
+    ]
+    if len(said) > len(jobs) - len(pending):
+        raise BreachError(f"I8: {len(jobs)} jobs, of which {len(pending)} are pending, and these were taken: {said}")
+    for name in ("outbox", "subscription", "demands"):
+        if left := {key: rows for key, rows in getattr(db, name).items() if rows}:
+            raise BreachError(f"I8: all runs are done, and {name} has {left}")
 
 
 def has_rollback(db: MemoryDatabase, run_id: UUID) -> bool:
@@ -328,6 +450,10 @@ def check_end(db: MemoryDatabase, service: Service, run_id: UUID) -> None:
     replay.discard()
     if outcome is None:
         raise BreachError(f"I1: run {run.name} ended as {run.phase}, but by its history it goes on")
+    if run.recurred_into is not None:
+        if outcome.end is not End.RECURRED:
+            raise BreachError(f"I1: run {run.name} began anew; its history says {outcome}")
+        return
     ended = {End.SUCCEEDED: "Succeeded", End.FAILED: "Failed", End.CANCELLED: "Cancelled"}[outcome.end]
     failed_by = outcome.failure and failure.describe(outcome.failure).type
     stored_by = run.failure and failure.describe(run.failure).type

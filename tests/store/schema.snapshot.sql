@@ -182,7 +182,10 @@ CREATE TABLE romancy.run (
     parent_number integer,
     parent_close text,
     numbers text DEFAULT '{}'::text NOT NULL,
-    recurred_into uuid
+    recurred_into uuid,
+    first_input text,
+    history_from integer DEFAULT 0 NOT NULL,
+    outbox_from integer DEFAULT 0 NOT NULL
 )
 WITH (fillfactor='90');
 
@@ -229,7 +232,8 @@ CREATE VIEW romancy.run_shown AS
     run.deletion_policy,
     run.ttl_seconds,
     run.numbers,
-    run.recurred_into
+    run.recurred_into,
+    run.first_input
    FROM ((romancy.run
      LEFT JOIN romancy.due ON ((due.id = run.id)))
      LEFT JOIN romancy.worker ON ((worker.id = due.worker_id)));

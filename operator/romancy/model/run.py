@@ -42,10 +42,12 @@ _MOVING: Final = frozenset({Phase.RUNNING, Phase.WAITING, Phase.SUSPENDED, Phase
 
 TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.PENDING: frozenset({Phase.RUNNING, Phase.SUSPENDED, Phase.BLOCKED}) | _ENDS,
-    Phase.RUNNING: (_MOVING - {Phase.RUNNING}) | _ENDS,
-    Phase.WAITING: (_MOVING - {Phase.WAITING}) | _ENDS,
+    # Pending again: its next iteration, if whoever ended the one before was lost.
+    Phase.RUNNING: (_MOVING - {Phase.RUNNING}) | {Phase.PENDING} | _ENDS,
+    Phase.WAITING: (_MOVING - {Phase.WAITING}) | {Phase.PENDING} | _ENDS,
     Phase.SUSPENDED: (_MOVING - {Phase.SUSPENDED}) | _ENDS,
-    Phase.COMPENSATING: frozenset({Phase.BLOCKED, Phase.RUNNING, Phase.WAITING, Phase.SUSPENDED}) | _ENDS,
+    Phase.COMPENSATING: frozenset({Phase.PENDING, Phase.BLOCKED, Phase.RUNNING, Phase.WAITING, Phase.SUSPENDED})
+    | _ENDS,
     Phase.BLOCKED: (_MOVING - {Phase.BLOCKED}) | _ENDS,
     Phase.SUCCEEDED: frozenset(),
     Phase.FAILED: frozenset(),
@@ -176,6 +178,7 @@ class Run:
     wishes: Wishes
     numbers: Mapping[str, int] = field(default_factory=dict)  # what its iteration counts on from; empty in the first
     recurred_into: UUID | None = None  # this is a former iteration of that run
+    first_input: str | None = None  # what it was started with, if it has begun anew since
 
     @property
     def is_done(self) -> bool:

@@ -31,6 +31,7 @@ from romancy.replay.matching import ACTIVITY, ASK, CHILD, TIMER, Key, Numbered, 
 _STUBBORN: Final[list[object]] = []
 OUTBOX: Final = "outbox"
 ITERATION: Final = "iteration"
+POSITION: Final = "position"
 
 
 class ActivityFuture(RunFuture):
@@ -148,7 +149,7 @@ class Replay:
 
     Attributes:
         outcome: how the run ended; None while it is open.
-        position: of the last entry delivered.
+        position: of the last entry delivered; they go on from one iteration to the next.
         is_replaying: while entries come from storage.
         cancel_reason: payload of the first cancel that was delivered.
         failure: what the core itself found wrong with the code; the function was cancelled for it.
@@ -168,7 +169,7 @@ class Replay:
         self.loop = new_loop(self, monotonic=monotonic, step_seconds_max=step_seconds_max)
         self.started_at = started_at
         self.now = started_at
-        self.position = 0
+        self.position = (numbers or {}).get(POSITION, 0)
         self.outcome: Outcome | None = None
         self.cancel_reason: str | None = None
         self.failure: Exception | None = None
@@ -254,7 +255,7 @@ class Replay:
     @property
     def numbers(self) -> dict[str, int]:
         """What the next iteration counts on from."""
-        return {**self._numbers, ITERATION: self.began_at.get(ITERATION, 1) + 1}
+        return {**self._numbers, POSITION: self.position, ITERATION: self.began_at.get(ITERATION, 1) + 1}
 
     def open_timer(self, number: int) -> StartTimer | None:
         """The timer of that number, if the code still waits for it."""

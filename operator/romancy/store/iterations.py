@@ -24,6 +24,8 @@ class Iterations(Connected):
                 archives=[UUID(each["archive"]) for _, each in asked],
                 inputs=[each["input"] for _, each in asked],
                 counts=[json.dumps(each["numbers"]) for _, each in asked],
+                positions=[each["numbers"]["position"] for _, each in asked],
+                sents=[each["numbers"]["outbox"] for _, each in asked],
                 seens=[each["seen"] for _, each in asked],
                 kepts=[",".join(map(str, each["kept"])) for _, each in asked],
                 due_channel=due_channel(self.settings),

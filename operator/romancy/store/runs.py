@@ -167,6 +167,7 @@ def run_of(row: Any) -> Run:
         wishes=wishes_of(row),
         numbers=json.loads(row["numbers"]),
         recurred_into=row["recurred_into"],
+        first_input=row["first_input"],
     )
 
 

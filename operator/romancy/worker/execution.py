@@ -38,7 +38,7 @@ from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind
 from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
 from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
 from romancy.replay.matching import CHILD
-from romancy.replay.replay import ITERATION, OUTBOX, Replay
+from romancy.replay.replay import ITERATION, OUTBOX, POSITION, Replay
 from romancy.sdk.context import RunInfo
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
@@ -353,8 +353,8 @@ class Execution:
             else:
                 self._finish(outcome)
             return
-        if replay.position >= self._engine.history_entries_max:
-            self._block(HistoryTooLongError(entries=replay.position, entries_max=self._engine.history_entries_max))
+        if (entries := replay.position - replay.began_at.get(POSITION, 0)) >= self._engine.history_entries_max:
+            self._block(HistoryTooLongError(entries=entries, entries_max=self._engine.history_entries_max))
             return
         if self._is_idle():
             if self._engine.is_draining:

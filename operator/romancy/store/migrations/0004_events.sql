@@ -48,7 +48,10 @@ create index run_parent on run (parent_id) where parent_id is not null;
 
 -- A run that begins anew keeps its id. The iteration that is over becomes a run of its own that nobody finds by name; `numbers` is what
 -- an iteration counts on from, as JSON.
-alter table run add column numbers text not null default '{}', add column recurred_into uuid;
+alter table run add column numbers text not null default '{}', add column recurred_into uuid,
+    add column first_input text,  -- what it was started with, if that is not its input any more
+    -- Positions and numbers go on from one iteration to the next: what a late copy of an old flush writes is of the past by these.
+    add column history_from integer not null default 0, add column outbox_from integer not null default 0;
 
 -- What a run shows to outsiders.
 create table value (
@@ -109,7 +112,8 @@ select run.id, run.namespace, run.name, run.workflow, run.input, coalesce(due.fo
        coalesce(due.message, run.message) as message, run.labels::text as labels, run.created_at,
        coalesce(due.started_at, run.started_at) as started_at, run.finished_at, due.wake_at, worker.name as worker,
        coalesce(due.python, run.python) as python, run.timeout_seconds, run.output, run.failure, run.is_resource,
-       run.wish_suspend, run.wish_cancel, run.deletion_policy, run.ttl_seconds, run.numbers, run.recurred_into
+       run.wish_suspend, run.wish_cancel, run.deletion_policy, run.ttl_seconds, run.numbers, run.recurred_into,
+       run.first_input
   from run
   left join due on due.id = run.id
   left join worker on worker.id = due.worker_id;

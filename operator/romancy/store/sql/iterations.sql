@@ -5,14 +5,14 @@
 -- Order of locks: due rows by id, then what they guard. The claim is compared on the row itself: it tells that this statement's
 -- snapshot has all that the claim wrote.
 with asked as materialized (
-    select a.run_id, a.number, a.claim, a.archive, a.input, a.numbers, a.seen, a.kept
+    select a.run_id, a.number, a.claim, a.archive, a.input, a.numbers, a.position, a.sent, a.seen, a.kept
       from unnest(:run_ids::uuid[], :numbers::integer[], :claims::integer[], :archives::uuid[], :inputs::text[],
-                  :counts::text[], :seens::integer[], :kepts::text[])
-           as a(run_id, number, claim, archive, input, numbers, seen, kept)
+                  :counts::text[], :positions::integer[], :sents::integer[], :seens::integer[], :kepts::text[])
+           as a(run_id, number, claim, archive, input, numbers, position, sent, seen, kept)
       join outbox on outbox.run_id = a.run_id and outbox.number = a.number
      order by a.run_id
 ), locked as materialized (
-    select asked.run_id, asked.number, asked.archive, asked.input, asked.numbers, asked.seen, asked.kept,
+    select asked.run_id, asked.number, asked.archive, asked.input, asked.numbers, asked.position, asked.sent, asked.seen, asked.kept,
            open_run.started_at, open_run.python, open_run.form
       from asked,
            lateral (select due.started_at, due.python, due.form from due
@@ -20,15 +20,26 @@ with asked as materialized (
                        for no key update) as open_run
 ), archived as (
     insert into run (id, namespace, name, workflow, priority, labels, input, timeout_seconds, created_at, form, python, started_at,
-                     phase, reason, message, output, finished_at, numbers, recurred_into)
+                     phase, reason, message, output, finished_at, numbers, recurred_into, history_from, outbox_from)
     select l.archive, run.namespace, run.name, run.workflow, run.priority, run.labels, run.input, run.timeout_seconds,
-           run.created_at, l.form, l.python, l.started_at, 'Succeeded', 'Recurred', '', 'null', clock_timestamp(), run.numbers, run.id
+           run.created_at, l.form, l.python, l.started_at, 'Succeeded', 'Recurred', '', 'null', clock_timestamp(), run.numbers, run.id,
+           run.history_from, run.outbox_from
       from locked as l join run on run.id = l.run_id
     on conflict (id) do nothing
 ), renewed as (
-    update run set input = l.input, numbers = l.numbers from locked as l where run.id = l.run_id
+    update run
+       set input = l.input, numbers = l.numbers, first_input = coalesce(run.first_input, run.input), started_at = null, python = null,
+           history_from = l.position, outbox_from = l.sent
+      from locked as l
+     where run.id = l.run_id
 ), moved as (
-    update history set run_id = l.archive from locked as l where history.run_id = l.run_id
+    update history set run_id = l.archive
+      from locked as l join run on run.id = l.run_id
+     where history.run_id = l.run_id and history.position > run.history_from
+), forgotten as (
+    delete from history  -- what came late for an iteration before that
+     using locked as l join run on run.id = l.run_id
+     where history.run_id = l.run_id and history.position <= run.history_from
 ), untried as (
     delete from attempt using locked as l where attempt.run_id = l.run_id
 ), had as (
@@ -40,7 +51,8 @@ with asked as materialized (
     delete from subscription using locked as l where subscription.run_id = l.run_id
 ), opened as (
     update due
-       set phase = 'Pending', reason = '', message = '', wake_at = now(), queue = due.workflow, python = null, started_at = null
+       set phase = 'Pending', reason = '', message = '', wake_at = now(), queue = due.workflow, python = null, started_at = null,
+           lost_count = 0, lost_noted = 0
       from locked as l
      where due.id = l.run_id
     returning due.id, due.queue

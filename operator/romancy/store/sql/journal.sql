@@ -110,7 +110,7 @@ with me as materialized (
        where (history.kind, history.at, history.number, history.name, history.digest, history.payload, history.inbox)
              is not distinct from
              (excluded.kind, excluded.at, excluded.number, excluded.name, excluded.digest, excluded.payload, excluded.inbox)
-    returning run_id
+    returning run_id, xmax = 0 as is_new
 ), tried as (
     insert into attempt (run_id, number, attempt, failure, failed_at, next_at)
     select a.run_id, a.number, a.attempt, a.failure, a.failed_at, a.next_at
@@ -124,8 +124,12 @@ with me as materialized (
     select o.run_id, o.number, o.kind, o.payload, me.id
       from me, unnest(:o_run_ids::uuid[], :o_numbers::integer[], :o_kinds::text[], :o_payloads::text[], :o_begun::boolean[])
                as o(run_id, number, kind, payload, is_begun)
-     where not o.is_begun or o.run_id in (select began.id from began)
-    on conflict (run_id, number) do nothing  -- carried out twice is carried out once
+      left join run on run.id = o.run_id
+     where (not o.is_begun or o.run_id in (select began.id from began))
+       -- A late copy of a flush must not have carried out again what was long ago; an end and a new iteration know by themselves.
+       and (o.kind in ('Ended', 'Recur')
+            or o.number > coalesce(run.outbox_from, 0) and o.run_id in (select appended.run_id from appended where appended.is_new))
+    on conflict (run_id, number) do nothing
 )
 select exists (select from me) as is_alive,
        array(select id from began) as began,

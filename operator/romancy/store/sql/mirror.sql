@@ -13,7 +13,8 @@ with owed as materialized (
 select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
        shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
        shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
-       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into, owed.version,
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into,
+       shown.first_input, owed.version,
        (select count(*) from attempt
          where attempt.run_id = owed.run_id
            and not exists (select from history

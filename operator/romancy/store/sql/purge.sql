@@ -42,6 +42,8 @@ with old as materialized (
     delete from inbox using purged where inbox.run_id = purged.id
 ), shown as (
     delete from value using purged where value.run_id = purged.id
+), membership as (
+    delete from member using purged where member.run_id = purged.id
 )
 select count(*)::integer as runs, max(finished_at) as last_at from purged;
 

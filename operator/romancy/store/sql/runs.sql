@@ -42,7 +42,7 @@ select array(select id from opened) as started,
 -- Runs as people see them, open or done. Index: the primary keys.
 select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
        finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
-       deletion_policy, ttl_seconds, numbers, recurred_into
+       deletion_policy, ttl_seconds, numbers, recurred_into, first_input
   from run_shown
  where id = any(:ids::uuid[]);
 
@@ -51,7 +51,7 @@ select id, namespace, name, workflow, input, form, priority, phase, reason, mess
 -- the namespace, newest first, and is kept. Index: run_name (namespace, name, created_at desc).
 select id, namespace, name, workflow, input, form, priority, phase, reason, message, labels, created_at, started_at,
        finished_at, wake_at, worker, python, timeout_seconds, output, failure, is_resource, wish_suspend, wish_cancel,
-       deletion_policy, ttl_seconds, numbers, recurred_into
+       deletion_policy, ttl_seconds, numbers, recurred_into, first_input
   from run_shown
  where namespace = :namespace::text and name = :name::text and recurred_into is null
  order by created_at desc, id desc
@@ -64,7 +64,8 @@ select id, namespace, name, workflow, input, form, priority, phase, reason, mess
 select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
        shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
        shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
-       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into,
+       shown.first_input
   from (select run.id from run
          where run.recurred_into is null and (:namespace::text is null or run.namespace = :namespace::text)
            and (:workflow::text is null or run.workflow = :workflow::text)
@@ -88,7 +89,8 @@ select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown
 select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
        shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
        shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
-       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into,
+       shown.first_input
   from due as open_run
   join run_shown as shown on shown.id = open_run.id
  where open_run.phase = any(:phases::text[])
@@ -110,7 +112,8 @@ select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown
 select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown.form, shown.priority, shown.phase,
        shown.reason, shown.message, shown.labels, shown.created_at, shown.started_at, shown.finished_at, shown.wake_at,
        shown.worker, shown.python, shown.timeout_seconds, shown.output, shown.failure, shown.is_resource,
-       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into
+       shown.wish_suspend, shown.wish_cancel, shown.deletion_policy, shown.ttl_seconds, shown.numbers, shown.recurred_into,
+       shown.first_input
   from unnest(:phases::text[]) as wanted(phase),
        lateral (select run.id from run
                  where run.phase = wanted.phase and run.recurred_into is null

@@ -62,19 +62,23 @@ run_nowhere as (
            format('queue %s, workflow %s, Python %s, claim %s', due.queue, due.workflow, coalesce(due.python, 'none'), due.claim) as found
       from due
      where due.queue <> due.workflow || coalesce('/' || due.python, '')
-        or (due.claim > 0) <> (due.started_at is not null) or (due.claim > 0) <> (due.python is not null)
+        or (due.started_at is null) <> (due.python is null) or due.started_at is not null and due.claim = 0
      limit :limit::integer
 ), losses_wrong as (
     select due.id as run_id, null::bigint as worker_id, format('%s lost, %s noted', due.lost_count, due.lost_noted) as found
       from due
      where due.lost_noted > due.lost_count or due.lost_noted < 0 limit :limit::integer
--- history
+-- history; what a late copy of a flush wrote for an iteration that is over is of the past
+), told as (
+    select history.*, coalesce(run.history_from, 0) as history_from
+      from history left join run on run.id = history.run_id
+     where history.position > coalesce(run.history_from, 0)
 ), history_gap as (
-    select history.run_id, null::bigint as worker_id,
-           format('%s entries, positions %s to %s', count(*), min(history.position), max(history.position)) as found
-      from history
-     group by history.run_id
-    having count(*) <> max(history.position) or min(history.position) <> 1
+    select told.run_id, null::bigint as worker_id,
+           format('%s entries, positions %s to %s', count(*), min(told.position), max(told.position)) as found
+      from told
+     group by told.run_id
+    having count(*) <> max(told.position) - min(told.history_from) or min(told.position) <> min(told.history_from) + 1
      limit :limit::integer
 ), history_of_no_run as (
     select history.run_id, null::bigint as worker_id, format('%s entries', count(*)) as found
@@ -83,24 +87,24 @@ run_nowhere as (
      group by history.run_id limit :limit::integer
 ), history_before_begin as (
     select history.run_id, null::bigint as worker_id, format('%s entries, and no claim has begun it', count(*)) as found
-      from history join due on due.id = history.run_id
+      from told as history join due on due.id = history.run_id
      where due.started_at is null
      group by history.run_id limit :limit::integer
 ), clock_went_back as (
-    select told.run_id, null::bigint as worker_id,
-           format('entry %s is of %s, what was before it of %s', told.position, told.at, told.before) as found
+    select each.run_id, null::bigint as worker_id,
+           format('entry %s is of %s, what was before it of %s', each.position, each.at, each.before) as found
       from (select history.run_id, history.position, history.at,
                    lag(history.at, 1, coalesce(due.started_at, run.started_at))
                        over (partition by history.run_id order by history.position) as before
-              from history
+              from told as history
               join run on run.id = history.run_id
-              left join due on due.id = history.run_id) as told
-     where told.at < told.before limit :limit::integer
+              left join due on due.id = history.run_id) as each
+     where each.at < each.before limit :limit::integer
 ), answered_twice as (
     select history.run_id, null::bigint as worker_id,
            format('%s %s has the entries %s', answered.what, history.number,
                   string_agg(history.position::text, ', ' order by history.position)) as found
-      from history,
+      from told as history,
            lateral (select case when history.kind like 'Timer%' then 'timer' when history.kind like 'Child%' then 'child'
                                 else 'activity' end as what) as answered
      where history.kind in ('ActivityCompleted', 'ActivityFailed', 'ActivityCancelled', 'TimerFired', 'ChildCompleted',
@@ -111,7 +115,8 @@ run_nowhere as (
 ), attempt_gap as (
     select attempt.run_id, null::bigint as worker_id,
            format('activity %s: %s attempts, numbers %s to %s', attempt.number, count(*), min(attempt.attempt), max(attempt.attempt)) as found
-      from attempt
+      from attempt left join run on run.id = attempt.run_id
+     where attempt.number > coalesce((run.numbers::json ->> 'activity')::integer, 0)
      group by attempt.run_id, attempt.number
     having count(*) <> max(attempt.attempt) or min(attempt.attempt) <> 1
      limit :limit::integer
@@ -142,7 +147,7 @@ run_nowhere as (
     -- A former iteration has its history, and the messages are those of the run.
     select coalesce(run.recurred_into, history.run_id) as run_id, null::bigint as worker_id,
            format('message %s is in the entries %s', history.inbox, string_agg(history.position::text, ', ' order by history.position)) as found
-      from history
+      from told as history
       left join run on run.id = history.run_id and run.recurred_into is not null
       left join inbox on inbox.run_id = coalesce(run.recurred_into, history.run_id) and inbox.number = history.inbox
      where history.inbox is not null
@@ -156,6 +161,8 @@ run_nowhere as (
      where due.worker_id is null and due.phase in ('Pending', 'Waiting', 'Suspended')
        -- a suspect that is put off for some seconds has not read it yet
        and coalesce(due.wake_at > now() + interval '1 minute', true)
+       -- its next iteration will
+       and not exists (select from outbox where outbox.run_id = due.id and outbox.kind = 'Recur')
        and not exists (select from history where history.run_id = due.id and history.kind = 'CancelRequested')
      limit :limit::integer
 -- outbox, subscriptions, children

@@ -23,7 +23,9 @@ class History(Tables):
                 "inbox": row.inbox,
             }
             for run_id in dict.fromkeys(run_ids)
+            if (run := self.run.get(run_id)) is not None
             for position, row in sorted(self.history.get(run_id, {}).items())
+            if position > run.history_from
         ]
 
     def read_attempts(self, *, run_ids: Sequence[UUID]) -> list[Row]:

@@ -19,6 +19,8 @@ class Iterations(Tables):
         archives: Sequence[UUID],
         inputs: Sequence[str],
         counts: Sequence[str],
+        positions: Sequence[int],
+        sents: Sequence[int],
         seens: Sequence[int],
         kepts: Sequence[str],
         due_channel: str,
@@ -26,7 +28,9 @@ class Iterations(Tables):
         columns = {"run_id": run_ids, "number": numbers, "claim": claims, "archive": archives, "input": inputs}
         woken: list[str] = []
         began: list[UUID] = []
-        for asked in unnest({**columns, "counts": counts, "seen": seens, "kept": kepts}):
+        for asked in unnest(
+            {**columns, "counts": counts, "position": positions, "sent": sents, "seen": seens, "kept": kepts}
+        ):
             run_id = asked["run_id"]
             if asked["number"] not in self.outbox.get(run_id, {}):
                 continue
@@ -64,10 +68,22 @@ class Iterations(Tables):
             finished_at=now,
             numbers=run.numbers,
             recurred_into=run_id,
+            history_from=run.history_from,
+            outbox_from=run.outbox_from,
         )
-        self.run[run_id] = replace(run, input=asked["input"], numbers=asked["counts"])
+        first_input = run.input if run.first_input is None else run.first_input
+        self.run[run_id] = replace(
+            run,
+            input=asked["input"],
+            numbers=asked["counts"],
+            first_input=first_input,
+            started_at=None,
+            python=None,
+            history_from=asked["position"],
+            outbox_from=asked["sent"],
+        )
         if (history := self.history.pop(run_id, None)) is not None:
-            self.history[archive] = history
+            self.history[archive] = {at: row for at, row in history.items() if at > run.history_from}
         self.attempt.pop(run_id, None)
         self.subscription.pop(run_id, None)
         kept = {int(number) for number in asked["kept"].split(",") if number}
@@ -83,6 +99,8 @@ class Iterations(Tables):
             queue=due.workflow,
             python=None,
             started_at=None,
+            lost_count=0,
+            lost_noted=0,
         )
         return due.workflow
 

@@ -54,9 +54,11 @@ class Journal(Tables):
                 shown.append(row.id)
         owed = self.owe(shown)
         owed |= self.owe(ended, is_final=True)
+        had = {run_id: len(self.history.get(run_id, ())) for run_id in columns["e_run_ids"]}
         appended = self._append(_rows("e_", columns), is_new)
+        has_new = {run_id for run_id, count in had.items() if len(self.history.get(run_id, ())) > count}
         self._try(_rows("a_", columns), is_new)
-        self._post(worker_id, _rows("o_", columns), is_new)
+        self._post(worker_id, _rows("o_", columns), is_new, has_new)
         asked = columns["c_ids"]
         return [
             {
@@ -209,9 +211,13 @@ class Journal(Tables):
                 row = AttemptRow(each["failure"], each["failed_at"], each["next_at"])
                 self.attempt.setdefault(run_id, {}).setdefault((each["number"], each["attempt"]), row)
 
-    def _post(self, worker_id: int, outgoing: Sequence[Row], began: set[UUID]) -> None:
+    def _post(self, worker_id: int, outgoing: Sequence[Row], began: set[UUID], has_new: set[UUID]) -> None:
         for each in outgoing:
             run_id = each["run_id"]
+            if each["kind"] not in {"Ended", "Recur"} and run_id not in has_new:
+                continue  # a late copy: it was carried out long ago
+            if each["kind"] not in {"Ended", "Recur"} and each["number"] <= self.run[run_id].outbox_from:
+                continue  # of an iteration that is over
             if not each["is_begun"] or run_id in began:
                 row = OutgoingRow(each["kind"], each["payload"], worker_id, self.clock.now())
                 self.outbox.setdefault(run_id, {}).setdefault(each["number"], row)

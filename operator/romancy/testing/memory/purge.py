@@ -38,6 +38,7 @@ class Purge(Tables):
             amount += max(self.history.pop(run_id, {}), default=0) + max(self.inbox.pop(run_id, {}), default=0)
             self.attempt.pop(run_id, None)
             self.value.pop(run_id, None)
+            self.member -= {each for each in self.member if each[1] == run_id}
             del self.run[run_id]
             runs, last_at = runs + 1, finished_at
         return [{"runs": runs, "last_at": last_at}]

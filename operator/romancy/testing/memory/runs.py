@@ -12,7 +12,7 @@ from romancy.testing.memory.tables import DueRow, MirrorRow, Row, RunRow, Tables
 _OF_RUN = (
     *("id", "namespace", "name", "workflow", "input", "priority", "labels", "created_at", "finished_at"),
     *("timeout_seconds", "output", "failure", "is_resource", "wish_suspend", "wish_cancel", "deletion_policy"),
-    *("ttl_seconds", "numbers", "recurred_into"),
+    *("ttl_seconds", "numbers", "recurred_into", "first_input"),
 )
 _OF_BOTH = ("form", "phase", "reason", "message", "started_at", "python")  # while it is open, the due row has them
 

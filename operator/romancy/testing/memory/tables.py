@@ -71,6 +71,9 @@ class RunRow:
     parent_close: str | None = None
     numbers: str = "{}"
     recurred_into: UUID | None = None
+    first_input: str | None = None
+    history_from: int = 0
+    outbox_from: int = 0
 
     def resource_due(self, finished_at: datetime | None, ttl_seconds: int | None) -> datetime | None:
         """When its resource is to be deleted."""
