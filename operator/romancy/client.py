@@ -496,19 +496,10 @@ class Client:
 
 
 def _text_of(where: RunFilter) -> str:
-    """All filters as one text, the same in every process."""
-    moments = (where.created_from, where.created_before, where.finished_from, where.finished_before)
+    """The filters as one text, the same in every process. Without times: "a day ago" is another one for the next page."""
+    labels = sorted(where.labels.items())
     return repr(
-        (
-            where.namespace,
-            where.workflow,
-            sorted(where.phases),
-            sorted(where.labels.items()),
-            where.name_part,
-            where.ids,
-            [moment and moment.isoformat() for moment in moments],
-            where.input,
-        )
+        (where.namespace, where.workflow, sorted(where.phases), labels, where.name_part, where.ids, where.input)
     )
 
 

@@ -6,6 +6,7 @@ A fence `shell` is run here; `shell needs=cluster` needs pods that run. Who runs
 import os
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def tools(folder: Path, kubeconfig: Path) -> dict[str, str]:
     for name, command in {
         "kubectl": " ".join([*kubectl(), f"--kubeconfig={kubeconfig}"]),
         "helm": str(helm()),
+        "romancy": f"env PYTHONPATH={ROOT / 'operator'} {sys.executable} -m romancy",
         **{name: str(binaries / name) for name in ("psql", "pg_dump", "pg_restore")},
     }.items():
         file = folder / name

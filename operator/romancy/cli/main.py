@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import click
 from pydantic import SecretStr
 
 from romancy.cli import database
-from romancy.errors import RomancyError, SettingsError
+from romancy.cli.options import duration, json_or_text, pair, time
+from romancy.errors import FilterError, RomancyError, SettingsError
+from romancy.model.run import Phase
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -30,7 +33,7 @@ class Commands(click.Group):
             click.echo(f"error ({error.reason}): {error.message}", err=True)
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_ERROR)
+            sys.exit(EXIT_USAGE if isinstance(error, SettingsError | FilterError) else EXIT_ERROR)
 
 
 @click.group(cls=Commands)
@@ -107,6 +110,97 @@ def run(workflow: str, text: str, name: str | None, namespace: str, wait: bool) 
     from romancy.cli import runs
 
     sys.exit(asyncio.run(runs.start(workflow, _object(text), name=name, namespace=namespace, wait=wait)))
+
+
+@main.group()
+def runs() -> None:
+    """The runs in the database of DATABASE_URL, or of `romancy dev` in this folder: find them, and delete old ones."""
+
+
+_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
+_ALL_NAMESPACES = click.option("-A", "--all-namespaces", is_flag=True, help="In all namespaces.")
+
+
+@runs.command("list")
+@_NAMESPACE
+@_ALL_NAMESPACES
+@click.option("-w", "--workflow", help="Of this workflow.")
+@click.option("--phase", "phases", multiple=True, type=click.Choice(list(Phase), case_sensitive=False))
+@click.option(
+    "-l",
+    "--label",
+    "labels",
+    multiple=True,
+    type=pair,
+    metavar="NAME=VALUE",
+    help="With this label; each that is given.",
+)
+@click.option("--name", "name_part", help="With this in their name.")
+@click.option("--id", "id_prefix", help="Whose id begins so.")
+@click.option("--created-after", type=time, help="A time, or a duration: so long ago.")
+@click.option("--created-before", type=time)
+@click.option("--finished-after", type=time)
+@click.option("--finished-before", type=time)
+@click.option("-i", "--input", "part", help="Whose input contains this JSON object.")
+@click.option(
+    "--input-at",
+    "at",
+    multiple=True,
+    type=pair,
+    metavar="PATH=VALUE",
+    help="With this value at a path of the input, as in order.id=7.",
+)
+@click.option("--limit", default=50, show_default=True, help="Runs of a page, 1 to 1000.")
+@click.option("--page", "after", metavar="TOKEN", help="The page after the one that gave this token.")
+@click.option("-o", "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def list_runs(
+    namespace: str,
+    all_namespaces: bool,
+    labels: tuple[tuple[str, str], ...],
+    part: str | None,
+    at: tuple[tuple[str, str], ...],
+    form: str,
+    **filters: Any,
+) -> None:
+    """Runs, newest first; all that is given must hold. Prints a page, and the token of the next."""
+    from romancy.cli import runs
+
+    filters["labels"] = dict(labels)
+    filters["input"] = None if part is None else json.loads(_object(part))
+    filters["input_at"] = {path: json_or_text(text) for path, text in at}
+    asyncio.run(runs.show("*" if all_namespaces else namespace, form, filters))
+
+
+@runs.command("purge")
+@click.option("--older-than", required=True, type=duration, help="Since their end, as in 30d; at least 10m.")
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    type=click.Choice([phase for phase in Phase if phase.is_done], case_sensitive=False),
+    help="Default: all three.",
+)
+@_NAMESPACE
+@_ALL_NAMESPACES
+@click.option("-w", "--workflow", help="Of this workflow.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+def purge_runs(
+    older_than: timedelta,
+    phases: tuple[str, ...],
+    namespace: str,
+    all_namespaces: bool,
+    workflow: str | None,
+    dry_run: bool,
+) -> None:
+    """Delete ended runs with their history, in small transactions beside all that goes on. It can't be taken back.
+
+    A run whose WorkflowRun is there stays. Prints how many by outcome. Afterwards their names are free.
+    """
+    from romancy.cli import runs
+
+    asked = phases or tuple(phase for phase in Phase if phase.is_done)
+    where = "*" if all_namespaces else namespace
+    asyncio.run(runs.purge(where, workflow, asked, older_than, dry_run=dry_run))
 
 
 @main.command()

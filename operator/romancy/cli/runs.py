@@ -1,8 +1,11 @@
-"""`romancy run`: start a run by the name of its workflow, and wait for it."""
+"""`romancy run`: start a run by the name of its workflow, and wait for it. `romancy runs`: find runs, and delete old ones."""
 
 import difflib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -11,8 +14,9 @@ from romancy.base import settings
 from romancy.base.settings import DatabaseSettings
 from romancy.cli.dev import RUNNING
 from romancy.client import Client, refuse_other
-from romancy.errors import RomancyError, WorkflowNotRegisteredError
-from romancy.model.run import NewRun, run_id_of
+from romancy.errors import RomancyError, WorkflowNotRegisteredError, at
+from romancy.model.message import message_of
+from romancy.model.run import NewRun, Run, run_id_of
 from romancy.store.postgres import PostgresStore
 
 
@@ -47,6 +51,67 @@ async def insert(store: PostgresStore, workflow: str, text: str, *, name: str | 
     if started.existing is not None:
         refuse_other(new, started.existing)
     return new
+
+
+async def show(namespace: str, form: str, filters: Mapping[str, Any]) -> None:
+    """Print one page of runs, and the token of the next."""
+    async with Client(_database()) as client:
+        page = await client.list(namespace=namespace, **filters)
+    if form == "json":
+        shown = {"runs": [_as_json(run) for run in page], "next": page.next}
+        click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+        return
+    rows = [_HEAD, *[(run.namespace, run.name, run.workflow, run.phase, at(run.created_at)) for run in page]]
+    widths = [max(len(row[nth]) for row in rows) for nth in range(len(_HEAD))]
+    for row, text in zip(rows, ["WHY", *[_in_a_line(message_of(run)) for run in page]], strict=True):
+        click.echo("  ".join([*[cell.ljust(width) for cell, width in zip(row, widths, strict=True)], text]).rstrip())
+    if page.next is not None:
+        click.echo(f"more: --page {page.next}", err=True)
+
+
+async def purge(
+    namespace: str, workflow: str | None, phases: Sequence[str], older_than: timedelta, *, dry_run: bool
+) -> None:
+    """Delete ended runs, or only count them, and say how many by outcome."""
+    async with Client(_database()) as client:
+        for phase in phases:
+            count = await client.purge(
+                older_than=older_than, phases=[phase], namespace=namespace, workflow=workflow, dry_run=dry_run
+            )
+            click.echo(f"{phase}: {count:,} {'would be purged' if dry_run else 'purged'}")
+
+
+_HEAD = ("NAMESPACE", "NAME", "WORKFLOW", "PHASE", "CREATED")
+_WHY_MAX = 100
+
+
+def _in_a_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WHY_MAX else f"{line[: _WHY_MAX - 1]}…"
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    moments = {
+        "created": run.created_at,
+        "started": run.started_at,
+        "finished": run.finished_at,
+        "due": run.wake_at,
+    }
+    return {
+        "id": str(run.id),
+        "namespace": run.namespace,
+        "name": run.name,
+        "workflow": run.workflow,
+        "phase": run.phase.value,
+        "reason": run.reason,
+        "message": message_of(run),
+        "priority": run.priority,
+        "labels": run.labels,
+        **{name: moment and moment.isoformat() for name, moment in moments.items()},
+        "worker": run.worker,
+        "input": json.loads(run.input),
+        "output": None if run.output is None else json.loads(run.output),
+    }
 
 
 def _database() -> DatabaseSettings:
