@@ -6,13 +6,15 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+import asyncpg
 import pytest
 
-from romancy.base.settings import Settings
+from romancy.base.settings import RetentionSettings, Settings
 from romancy.model.history import MessageKind
 from romancy.model.run import Phase
-from romancy.store.interface import Claim
+from romancy.store.interface import Claim, Purgeable, RunFilter
 from romancy.store.postgres import PostgresStore
+from tests.builders import a_new_run
 from tests.control.conftest import (
     Controlled,
     claimed,
@@ -78,6 +80,72 @@ async def test_a_short_run_costs_one_write(
         for each in cluster.requests_of("romancy/", "update", namespace=namespace)
         if "lease" not in each.resource
     ] == []
+
+
+async def test_the_leader_purges_what_is_kept_no_longer(
+    cluster: ControlPlane, namespace: str, store: PostgresStore, hands: Hands, settings: Settings
+) -> None:
+    """But no run whose object is there: that is done with first, and then no second run."""
+    kept = RetentionSettings(succeeded_seconds=86_400)
+    leading = Controlled(settings.model_copy(update={"retention": kept}))
+    leading.start()
+    try:
+        create(cluster, namespace, a_run("kept"))
+        await finish(hands, await claimed(hands), output="1")
+        await status_where(cluster, namespace, "kept", lambda status: status["phase"] == "Succeeded", "it ended")
+    finally:
+        await leading.end()
+    await store.start_runs([a_new_run(name=name, workflow="w") for name in ("young", "old")])
+    for claim in await hands.claim():
+        await finish(hands, claim, output="1")
+    connection = await asyncpg.connect(settings.database.url.get_secret_value())
+    await connection.execute(
+        "update romancy.run set finished_at = finished_at - interval '2 days' where name <> 'young'"
+    )
+    await connection.execute("delete from romancy.purge_check")
+    await connection.close()
+
+    again = Controlled(leading.settings)
+    again.start()
+    try:
+
+        async def left() -> set[str]:
+            return {run.name for run in await store.list_runs(RunFilter(), limit=9)}
+
+        async def is_old_purged() -> bool:
+            return "old" not in await left()
+
+        await eventually(is_old_purged, "the old run is purged")
+        assert await left() == {"kept", "young"}
+    finally:
+        await again.end()
+    assert read(cluster, namespace, "kept")["status"]["phase"] == "Succeeded"
+
+
+async def test_an_object_whose_run_was_purged_is_not_run_again(
+    cluster: ControlPlane, namespace: str, store: PostgresStore, hands: Hands, settings: Settings, control: Controlled
+) -> None:
+    create(cluster, namespace, a_run("done"))
+    claim = await claimed(hands)
+    await finish(hands, claim)
+    await status_where(cluster, namespace, "done", lambda status: status["phase"] == "Succeeded", "it ended")
+    await control.end()
+    connection = await asyncpg.connect(settings.database.url.get_secret_value())
+    await connection.execute(
+        "update romancy.run set finished_at = finished_at - interval '1 h', resource_gone_at = now() where id = $1",
+        claim.run_id,
+    )
+    await connection.close()
+    assert (await store.purge_runs(Purgeable(Phase.SUCCEEDED, 1800))).runs == 1
+
+    again = Controlled(settings)
+    again.start()
+    try:
+        create(cluster, namespace, a_run("next"))
+        assert (await claimed(hands)).run_id != claim.run_id  # by now the list has been compared
+    finally:
+        await again.end()
+    assert await store.read_run(claim.run_id) is None
 
 
 async def test_a_recreated_object_is_another_run(
