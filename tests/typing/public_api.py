@@ -7,10 +7,12 @@ An ignore comment that is not needed is an error in both: so each wrong call bel
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from romancy import Activity, App, Client, Handle, RetryPolicy, Workflow, WorkflowContext, activity, workflow
+from romancy.client import Page
+from romancy.model.run import Run
 from romancy.testing import SimulatedRun, Simulation, export, replay
 
 
@@ -96,6 +98,18 @@ async def start(app: App, client: Client) -> None:
     await app.start(process, "order")  # type: ignore[arg-type]
     await app.start(process)  # type: ignore[call-arg]
     await client.start(with_name, 1)  # type: ignore[call-arg]
+
+
+async def find(client: Client) -> None:
+    page = await client.list(phases=["Failed"], labels={"a": "b"}, input={"order": {"id": 7}}, limit=10)
+    assert_type(page, Page)
+    assert_type(page[0], Run)
+    async for run in client.list(input_at={"order.id": 7}, created_after=datetime.now(UTC), after=page.next):
+        assert_type(run, Run)
+    assert_type(await client.purge(older_than=timedelta(days=30), dry_run=True), int)
+    client.list(created_after="yesterday")  # type: ignore[arg-type]
+    client.list(labels={"a": 1})  # type: ignore[dict-item]
+    await client.purge(older_than=30)  # type: ignore[arg-type]
 
 
 def in_a_test(sim: Simulation) -> None:
