@@ -156,10 +156,10 @@ async def test_each_outcome_is_kept_as_long_as_is_set(
     runs = {phase: await ended(worker, phase) for phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)}
     await rewind(3000)
     young = await ended(worker)
-    await rewind(1000)
+    await rewind(900)
 
     assert await purge_ended(store, RetentionSettings()) == 0
-    await rewind(60)  # one look a minute
+    await rewind(60)  # until the next look
     assert await purge_ended(store, RetentionSettings(succeeded_seconds=3600, failed_seconds=7200)) == 1
 
     assert await store.read_run(runs[Phase.SUCCEEDED]) is None
