@@ -422,6 +422,8 @@ CREATE INDEX run_name ON romancy.run USING btree (namespace, name, created_at DE
 
 CREATE INDEX run_parent ON romancy.run USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
+CREATE INDEX run_recurred ON romancy.run USING btree (recurred_into) WHERE (recurred_into IS NOT NULL);
+
 CREATE INDEX run_resource ON romancy.run USING btree (namespace, id) WHERE (is_resource AND (resource_gone_at IS NULL));
 
 CREATE INDEX run_resource_due ON romancy.run USING btree (resource_due_at) WHERE ((resource_due_at IS NOT NULL) AND (resource_gone_at IS NULL));

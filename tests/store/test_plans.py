@@ -116,7 +116,11 @@ HOT = {
         SQL.purge_runs(
             phase="Failed", older_than_seconds=9.0, namespace=None, workflow=None, since=None, runs_max=9, rows_max=9
         ),
-        {"run_finished", "run_pkey", "history_pkey", "inbox_pkey", "attempt_pkey"},
+        {"run_finished", "run_recurred", "run_pkey", "history_pkey", "inbox_pkey", "attempt_pkey"},
+    ),
+    "purge_former": (
+        SQL.purge_former(phase="Failed", older_than_seconds=9.0, namespace=None, workflow=None, runs_max=9, rows_max=9),
+        {"run_finished", "run_recurred", "run_pkey", "history_pkey"},
     ),
     "expired_resources": (SQL.expired_resources(limit=10), {"run_resource_due"}),
     "read_runs": (SQL.read_runs(ids=[uuid4()]), {"run_pkey", "due_pkey"}),

@@ -496,6 +496,10 @@ class Store(Protocol):
         """Delete a batch of old events; how many, and the number of the last that was looked at, None if none is that old."""
         ...
 
+    async def purge_former(self, which: Purgeable) -> int:
+        """Delete a batch of former iterations of such runs, which can't be purged before; how many were deleted."""
+        ...
+
     async def count_purgeable(self, which: Purgeable) -> int:
         """How many runs there are to purge.
 

@@ -54,6 +54,20 @@ class Purge(Connected):
         metrics.RUNS_PURGED.labels(which.phase).inc(row["runs"])
         return Purged(row["runs"], row["last_at"])
 
+    async def purge_former(self, which: Purgeable) -> int:
+        """Delete a batch of former iterations of such runs, which can't be purged before; how many were deleted."""
+        row = await self._fetch_one(
+            SQL.purge_former(
+                phase=which.phase,
+                older_than_seconds=self._age_seconds(which),
+                namespace=which.namespace,
+                workflow=which.workflow,
+                runs_max=RUNS_MAX,
+                rows_max=ROWS_MAX,
+            )
+        )
+        return int(row["runs"])
+
     async def purge_events(self, *, older_than_seconds: float, after: int = 0) -> tuple[int, int | None]:
         """Delete a batch of events, the oldest first; not those that are still to be received.
 
@@ -106,7 +120,10 @@ async def purge(store: Store, which: Purgeable, *, until: float | None = None) -
         began_at = clock()
         purged = await store.purge_runs(which, since=since)
         if purged.last_at is None:
-            break
+            if not await store.purge_former(which):
+                break
+            since = None
+            continue
         total, since = total + purged.runs, purged.last_at
         await asyncio.sleep(clock() - began_at)
     if total:

@@ -1,6 +1,7 @@
 """sql/purge.sql."""
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from romancy.testing.memory.tables import Row, RunRow, Tables
 
@@ -29,7 +30,7 @@ class Purge(Tables):
         old = [
             (finished_at, run.id)
             for finished_at, run in self._purgeable(phase, older_than_seconds, namespace, workflow)
-            if since is None or finished_at >= since
+            if (since is None or finished_at >= since) and not self._former(run.id)
         ]
         amount, runs, last_at = 0, 0, None
         for finished_at, run_id in sorted(old)[:runs_max]:
@@ -42,6 +43,32 @@ class Purge(Tables):
             del self.run[run_id]
             runs, last_at = runs + 1, finished_at
         return [{"runs": runs, "last_at": last_at}]
+
+    def purge_former(
+        self,
+        *,
+        phase: str,
+        older_than_seconds: float,
+        namespace: str | None,
+        workflow: str | None,
+        runs_max: int,
+        rows_max: int,
+    ) -> list[Row]:
+        old = [
+            run for _, run in self._purgeable(phase, older_than_seconds, namespace, workflow) if not run.recurred_into
+        ]
+        former = sorted(run_id for run in old for run_id in self._former(run.id))[:runs_max]
+        amount = runs = 0
+        for run_id in former:
+            if amount >= rows_max:
+                break
+            amount += max(self.history.pop(run_id, {}), default=0)
+            del self.run[run_id]
+            runs += 1
+        return [{"runs": runs}]
+
+    def _former(self, run_id: UUID) -> list[UUID]:
+        return [run.id for run in self.run.values() if run.recurred_into == run_id]
 
     def purge_events(self, *, after: int, older_than_seconds: float, limit: int) -> list[Row]:
         before = self.clock.now() - timedelta(seconds=older_than_seconds)
@@ -72,4 +99,5 @@ class Purge(Tables):
             and workflow in (None, run.workflow)
             and (not run.is_resource or run.resource_gone_at is not None)
             and run.id not in self.outbox
+            and (run.recurred_into is None or run.recurred_into in self.due)
         ]
