@@ -93,7 +93,7 @@ HOT = {
             kepts=[""],
             due_channel="d",
         ),
-        {"outbox_pkey", "due_pkey", "run_pkey", "history_pkey", "attempt_pkey", "inbox_pkey", "subscription_pkey"},
+        {"outbox_pkey", "due_pkey", "run_pkey", "history_pkey", "attempt_pkey", "subscription_pkey"},
     ),
     "read_open_children": (SQL.read_open_children(run_ids=[uuid4()], numbers=[1]), {"run_parent", "due_pkey"}),
     "read_ended": (SQL.read_ended(run_ids=[uuid4()]), {"run_pkey"}),
@@ -239,7 +239,7 @@ async def test_lists_go_through_their_indexes(database: DatabaseSettings) -> Non
     connection = await engine_connect(database, is_listing=True)
     await connection.execute("""
         insert into run (id, namespace, name, workflow, priority, input, created_at, finished_at, phase, labels, is_resource)
-        select gen_random_uuid(), 'n' || nth % 10, 'run ' || nth, 'flow', 0, '{}', now() - nth * interval '1 s',
+        select gen_random_uuid(), 'n' || nth % 100, 'run ' || nth, 'flow', 0, '{}', now() - nth * interval '1 s',
                case when nth % 100 <> 0 then now() - nth * interval '1 s' end,
                case when nth % 100 = 0 then null when nth % 1000 = 7 then 'Failed' else 'Succeeded' end,
                case when nth % 10 = 0 then jsonb_build_object('nth', nth::text) else '{}' end, nth % 50 = 1

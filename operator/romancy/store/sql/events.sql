@@ -74,13 +74,12 @@ delete from subscription where subscription.run_id = any(:run_ids::uuid[]);
 
 -- name: find_events
 -- Kept events that runs ask for and have not had yet, oldest first. Index: event_attributes; the order is computed, so that it is not
--- taken for a reason to read all events by their numbers.
+-- taken for a reason to read all events by their numbers; and the run is asked for apart: joined, all of them would be read.
 select asked.run_id, found.id
-  from unnest(:run_ids::uuid[], :matches::text[], :sinces::timestamptz[]) as asked(run_id, match, since)
-  join run on run.id = asked.run_id,
+  from unnest(:run_ids::uuid[], :matches::text[], :sinces::timestamptz[]) as asked(run_id, match, since),
        lateral (select event.id from event
                  where event.attributes @> asked.match::jsonb and event.target is null
-                   and event.at >= coalesce(asked.since, run.created_at)
+                   and event.at >= coalesce(asked.since, (select run.created_at from run where run.id = asked.run_id))
                    and not exists (select from inbox where inbox.run_id = asked.run_id and inbox.source = 'event:' || event.id)
                  order by event.id + 0
                  limit :limit::integer) as found
@@ -89,11 +88,10 @@ select asked.run_id, found.id
 -- name: find_events_of_type
 -- The same for whoever asks for any event of a type. Index: event_type.
 select asked.run_id, found.id
-  from unnest(:run_ids::uuid[], :types::text[], :sinces::timestamptz[]) as asked(run_id, type, since)
-  join run on run.id = asked.run_id,
+  from unnest(:run_ids::uuid[], :types::text[], :sinces::timestamptz[]) as asked(run_id, type, since),
        lateral (select event.id from event
                  where event.type = asked.type and event.target is null
-                   and event.at >= coalesce(asked.since, run.created_at)
+                   and event.at >= coalesce(asked.since, (select run.created_at from run where run.id = asked.run_id))
                    and not exists (select from inbox where inbox.run_id = asked.run_id and inbox.source = 'event:' || event.id)
                  order by event.at, event.id
                  limit :limit::integer) as found

@@ -70,7 +70,8 @@ run_nowhere as (
      where due.lost_noted > due.lost_count or due.lost_noted < 0 limit :limit::integer
 -- history; what a late copy of a flush wrote for an iteration that is over is of the past
 ), told as (
-    select history.*, coalesce(run.history_from, 0) as history_from
+    select history.run_id, history.position, history.kind, history.at, history.number, history.inbox,
+           coalesce(run.history_from, 0) as history_from
       from history left join run on run.id = history.run_id
      where history.position > coalesce(run.history_from, 0)
 ), history_gap as (
