@@ -19,6 +19,7 @@ from romancy.store.notify import IDS_MAX, due_channel, inbox_channel
 from romancy.store.pool import application_name
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL
+from romancy.store.verify import find_breaches
 from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
 from tests.proxy import Proxy, proxy_to
 from tests.store.hands import Hands
@@ -618,3 +619,41 @@ async def test_a_due_time_a_moment_ago_is_due(store: PostgresStore, hands: Regis
     while (await store.now()) < at:
         pass
     assert await worker.claim_ids() == [claim.run_id]
+
+
+@pytest.mark.parametrize("what", ["flush", "claim", "burial"])
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+async def test_a_change_is_owed_though_what_was_before_is_marked_at_once(
+    store: PostgresStore, hands: Register, connect: Connect, watcher: Watcher, what: str, count: int
+) -> None:
+    """What waits for the rows of a mark on its way: each of its runs owes its newest state."""
+    worker = await hands()
+    await store.start_runs([a_new_run(is_resource=True) for _ in range(count)])
+    claims = [] if what == "claim" else await worker.claim()
+    before = {each.run.id: each.version for each in await store.take_unmirrored(hold_seconds=0, limit=99)}
+    other = await connect()
+    transaction = other.transaction()
+    await transaction.start()
+    await other.fetch(*SQL.mark_mirrored(run_ids=list(before), versions=list(before.values())))
+
+    acts = [Finish(Phase.SUCCEEDED, output="1"), Keep(Phase.COMPENSATING), Finish(Phase.FAILED)]
+
+    async def change() -> None:
+        if what == "claim":
+            await worker.claim()
+        elif what == "burial":
+            await store.bury_worker(worker.id, even_if_alive=True)
+        else:
+            writes = [RunWrite(claim.run_id, 1, then=acts[number % 3]) for number, claim in enumerate(claims)]
+            await asyncio.gather(*(worker.journal.submit(write) for write in writes))
+
+    changing = asyncio.create_task(change())
+    await watcher.until_waits(what="with %")
+    await transaction.commit()
+    await changing
+
+    owed = await store.take_unmirrored(hold_seconds=0, limit=99)
+    assert {each.run.id: each.version for each in owed} == {run_id: version + 1 for run_id, version in before.items()}
+    if what == "flush":
+        assert sorted(each.run.phase for each in owed) == sorted((acts * 2)[number].phase for number in range(count))
+    assert await find_breaches(store.settings) == []

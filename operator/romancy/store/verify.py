@@ -104,7 +104,8 @@ RULES: Final[dict[str, Rule]] = {
     "MirrorWrong": Rule(
         "I6",
         "a status is owed while a version is not mirrored, and final when its run is done",
-        "have it written: `update mirror set mirror_at = now(), version = version + 1` of that run_id; " + _REPORT,
+        "have it written: `update mirror set mirror_at = now(), version = version + 1, "
+        "is_final = not exists (select from due where id = run_id)` of that run_id; " + _REPORT,
     ),
     "FenceOfNoWorker": Rule(
         "I2",

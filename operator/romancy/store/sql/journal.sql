@@ -91,12 +91,16 @@ with me as materialized (
       from gone
      where run.id = gone.id
     returning run.id
+), shown as materialized (
+    -- Not a subquery of the update: where that waits for a row that is being marked as mirrored, PostgreSQL looks at its join once
+    -- more for that row alone, and in a `union all` of what other parts return it mostly does not find it: the update is lost.
+    select id, false as is_final from changed where is_shown
+    union all
+    select id, true from gone where is_resource
 ), owed as (
     update mirror
        set version = mirror.version + 1, mirror_at = coalesce(mirror.mirror_at, now()), is_final = mirror.is_final or shown.is_final
-      from (select id, false as is_final from changed where is_shown
-            union all
-            select id, true from gone where is_resource) as shown
+      from shown
      where mirror.run_id = shown.id
     returning mirror.run_id
 ), appended as (
