@@ -1,4 +1,4 @@
-"""docs/testing.md: its tests are run as they stand, by pytest with nothing but the installed package's fixture."""
+"""docs/testing.md and docs/events.md: their tests are run as they stand, by pytest with nothing but the package's fixture."""
 
 import os
 import re
@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/testing.md").read_text()
 
 
-def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
-    [code] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize("page", ["testing", "events"])
+def test_the_tests_of_the_page_pass(page: str, tmp_path: Path) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     (tmp_path / "test_orders.py").write_text(code)
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
 
@@ -36,4 +40,17 @@ def test_each_method_is_one_of_the_simulation() -> None:
     public = {name for name in vars(Simulation) if not name.startswith("_")}
 
     assert named <= public
-    assert {"run", "start", "fake", "fail", "calls", "advance", "kill", "crash_everywhere"} == named
+    shown = {
+        "run",
+        "start",
+        "fake",
+        "fail",
+        "calls",
+        "advance",
+        "kill",
+        "crash_everywhere",
+        "send_event",
+        "offer",
+        "play",
+    }
+    assert shown == named
