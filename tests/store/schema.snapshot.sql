@@ -394,7 +394,7 @@ CREATE INDEX due_held ON romancy.due USING btree (worker_id) WHERE (worker_id IS
 
 CREATE INDEX due_stranded ON romancy.due USING btree (queue) WHERE (reason = 'WorkflowNotRegistered'::text);
 
-CREATE INDEX event_attributes ON romancy.event USING gin (attributes jsonb_path_ops);
+CREATE INDEX event_attributes ON romancy.event USING gin (attributes jsonb_path_ops) WITH (fastupdate=off);
 
 CREATE INDEX event_type ON romancy.event USING btree (type, at);
 

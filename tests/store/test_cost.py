@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from romancy.base.settings import DatabaseSettings
+from romancy.model.event import CloudEvent, key_of
 from romancy.store.pool import connect as engine_connect
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL
@@ -145,3 +146,91 @@ async def _claim(connection: Any, worker_id: int) -> tuple[int, int]:
     held = await connection.fetchval("select count(*) from due where worker_id is not null")
     await connection.execute("deallocate hot")
     return held, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+WAITING_FEW, WAITING_MANY = 1_000, 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_an_event_costs_the_same_however_many_wait_for_something_else(
+    database: DatabaseSettings, store: PostgresStore, connect: Any
+) -> None:
+    """The pages that an event for one run reads among a thousand that wait, and among a hundred thousand; a look back as well."""
+    filling = await connect()
+    pages = []
+    for count in (WAITING_FEW, WAITING_MANY):
+        await filling.execute("truncate run, due, event, subscription, shape, inbox")
+        await filling.execute(f"""
+            insert into run (id, namespace, name, workflow, priority, input)
+            select gen_random_uuid(), 'default', 'run-' || nth, 'flow', 0, '{{}}' from generate_series(1, {count}) as nth;
+            insert into due (id, queue, workflow, priority, phase) select id, 'flow', 'flow', 0, 'Waiting' from run;
+            insert into shape values ('com.shop.paid', '["order"]');
+            insert into event (source, event_id, type, payload, attributes)
+            select '/shop', nth::text, 'com.shop.paid', '{{}}', jsonb_build_object('ce-type', 'com.shop.paid', 'order', nth::text)
+              from generate_series(1, {count}) as nth;
+        """)
+        keys = [(row["id"], row["name"]) for row in await filling.fetch("select id, name from run")]
+        await filling.executemany(
+            "insert into subscription (run_id, number, key) values ($1, 1, $2)",
+            [(run_id, key_of("com.shop.paid", {"order": name})) for run_id, name in keys],
+        )
+        connection = await engine_connect(database)
+        try:
+            wanted = key_of("com.shop.paid", {"order": "run-77"})
+            [run_id] = [run_id for run_id, name in keys if name == "run-77"]
+            found = [
+                await _pages(connection, SQL.read_interest(type="com.shop.paid")),
+                await _pages(connection, SQL.find_waiting(keys=[wanted])),
+                await _pages(
+                    connection,
+                    SQL.find_events(
+                        run_ids=[run_id],
+                        matches=['{"ce-type": "com.shop.paid", "order": "77"}'],
+                        sinces=[None],
+                        limit=100,
+                    ),
+                ),
+            ]
+        finally:
+            await connection.close()
+        pages.append(found)
+    await filling.execute("truncate run, due, event, subscription, shape, inbox")
+
+    few, many = pages
+    for small, large in zip(few, many, strict=True):
+        assert large <= 1.5 * small + 10, f"{small} pages among {WAITING_FEW}, {large} among {WAITING_MANY}"
+
+
+async def test_an_event_for_many_runs_costs_as_many_statements_as_for_one(
+    store: PostgresStore, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filling = await connect()
+    await filling.execute(f"""
+        insert into run (id, namespace, name, workflow, priority, input)
+        select gen_random_uuid(), 'default', 'run-' || nth, 'flow', 0, '{{}}' from generate_series(1, {WAITING_FEW}) as nth;
+        insert into due (id, queue, workflow, priority, phase) select id, 'flow', 'flow', 0, 'Waiting' from run;
+        insert into shape values ('one', '[]'), ('many', '[]');
+    """)
+    run_ids = [row["id"] for row in await filling.fetch("select id from run")]
+    await filling.executemany(
+        "insert into subscription (run_id, number, key) values ($1, $2, $3)",
+        [(run_ids[0], 1, key_of("one", {})), *((run_id, 2, key_of("many", {})) for run_id in run_ids)],
+    )
+    fetch, asked = PostgresStore._fetch, list[Any]()
+
+    async def counted(self: PostgresStore, statement: Any) -> Any:
+        asked.append(statement[0])
+        return await fetch(self, statement)
+
+    monkeypatch.setattr(PostgresStore, "_fetch", counted)
+    counts = []
+    for type in ("one", "many"):
+        asked.clear()
+        receipt = await store.send_event(CloudEvent(id=type, source="/test", type=type))
+        counts.append((receipt.runs, len(asked)))
+    due = await filling.fetchval("select count(*) from due where wake_at <= now()")
+
+    assert [runs for runs, _ in counts] == [1, WAITING_FEW]
+    assert counts[0][1] == counts[1][1] == 4
+    assert due == WAITING_FEW

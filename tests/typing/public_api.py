@@ -10,7 +10,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from romancy import Activity, App, Client, Handle, RetryPolicy, Workflow, WorkflowContext, activity, workflow
+from romancy import (
+    Activity,
+    App,
+    Channel,
+    ChannelMode,
+    ChildHandle,
+    Client,
+    CloudEvent,
+    Event,
+    Handle,
+    Message,
+    RetryPolicy,
+    Workflow,
+    WorkflowContext,
+    activity,
+    workflow,
+)
 from romancy.client import Page
 from romancy.model.run import Run
 from romancy.testing import SimulatedRun, Simulation, export, replay
@@ -131,3 +147,55 @@ def in_a_test(sim: Simulation) -> None:
 
 def notify_quietly(order: Order, *, loud: bool = False) -> int:
     return 2
+
+
+# --- events, children, channels --------------------------------------------------------------------------------------------
+
+
+class Paid(Event, type="com.shop.paid"):
+    order: str
+
+
+JOBS = Channel("typed jobs", int, mode=ChannelMode.COMPETING)
+ANY = Channel("typed anything")
+
+
+@workflow(starts_on=Paid, where={"order": "o1"})
+async def on_paid(ctx: WorkflowContext, paid: Paid) -> str:
+    return paid.order
+
+
+@workflow
+async def talks(ctx: WorkflowContext, order: Order) -> str:
+    assert_type(await ctx.wait_event(Paid, where={"order": order.id}, timeout=3), Paid)
+    assert_type(await ctx.wait_event("com.shop.paid", timeout=timedelta(days=1)), CloudEvent)
+    async with ctx.subscribe(Paid) as payments:
+        assert_type(await payments.receive(), Paid)
+        async for payment in payments:
+            assert_type(payment, Paid)
+    async with ctx.subscribe("com.shop.paid") as events:
+        assert_type(await events.receive(timeout=1), CloudEvent)
+    async with ctx.subscribe(JOBS) as jobs:
+        assert_type(await jobs.receive(), Message[int])
+        assert_type((await jobs.receive()).data, int)
+    await ctx.publish(JOBS, 1, metadata={"a": 1})
+    await ctx.publish(ANY, {"anything": True})
+    await ctx.publish(JOBS, "no number")  # type: ignore[misc]
+    await ctx.send_to("run", JOBS, "no number")  # type: ignore[misc]
+    assert_type(await ship(order), str)
+    assert_type(ctx.start_child(ship, order), ChildHandle[str])
+    assert_type(await ctx.start_child(ship, order).result(), str)
+    ctx.start_child(ship, 7)  # type: ignore[arg-type]
+    assert_type(ctx.patched("gate"), bool)
+    ctx.set_value("progress", {"done": 1})
+    await ctx.wait_event(int)  # type: ignore[type-var]
+    ctx.recur(order)
+
+
+async def sends(client: Client) -> None:
+    await client.send_event(Paid(order="o1"), id="e1")
+    await client.send_event("com.shop.paid", {"order": "o1"})
+    await client.send_event(7)  # type: ignore[arg-type]
+    await client.publish(JOBS, 1)
+    await client.publish(JOBS, "no number")  # type: ignore[misc]
+    assert_type(await client.send_to("run", JOBS, 1), bool)

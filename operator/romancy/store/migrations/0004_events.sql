@@ -25,7 +25,8 @@ create table event (
     unique (source, event_id)
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02);
 create index event_type on event (type, at);
-create index event_attributes on event using gin (attributes jsonb_path_ops);
+-- Without a list of what is to be indexed later: each look back would read all of that, up to 500 pages.
+create index event_attributes on event using gin (attributes jsonb_path_ops) with (fastupdate = off);
 
 -- The few sets of attributes that anybody has ever asked for, by type: an event is looked for under each of them.
 create table shape (
