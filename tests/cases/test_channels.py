@@ -292,6 +292,13 @@ async def passes_bytes_on(ctx: WorkflowContext, size: int) -> int:
     return await count_right_bytes(len(data), data[:1000].hex(), data[-1000:].hex())
 
 
+@workflow
+async def publishes_quotes(ctx: WorkflowContext, size: int) -> int:
+    """Each is escaped in the JSON of the data, and once more in that of the message."""
+    await ctx.publish(Channel("quotes", str), '"' * size)
+    return size
+
+
 @activity
 async def count_right_bytes(size: int, first: str, last: str) -> int:
     data = bytes(range(256)) * 4000
@@ -301,11 +308,14 @@ async def count_right_bytes(size: int, first: str, last: str) -> int:
 async def test_41_a_megabyte_of_bytes_comes_as_it_was_sent(running: Running) -> None:
     """Given binary data of 1 MB, then history, outbox and messages return the same bytes."""
     data = (bytes(range(256)) * 4000)[:1_000_000]
-    async with running(passes_bytes_on) as app:
+    async with running(passes_bytes_on, publishes_quotes) as app:
         await app.publish(BYTES, data)
         assert await (await app.start(passes_bytes_on, len(data))).result() == len(data)
         with pytest.raises(PayloadError, match="the limit is"):
             await app.publish(BYTES, b"x" * 1_200_000)
+        with pytest.raises(PayloadError, match="a message to channel 'quotes' has"):
+            await (await app.start(publishes_quotes, 700_000)).result()
+        assert await (await app.start(publishes_quotes, 1)).result() == 1  # nobody waits for what was refused
 
 
 # --- 43: groups -----------------------------------------------------------------------------------------------------------

@@ -330,6 +330,19 @@ def test_more_events_than_one_look_brings_are_all_received(sim: Simulation) -> N
     assert run.result() == list(range(250))
 
 
+def test_a_suspended_run_gets_its_event_when_it_is_resumed(sim: Simulation) -> None:
+    run = sim.start(paid, "o1")
+    sim.advance(1)
+    run.suspend()
+    sim.send_event(Paid(order="o1"), id="e1")
+    sim.advance(3600)
+    assert (run.info().phase, run.info().reason) == (Phase.SUSPENDED, Reason.SUSPENDED)
+    assert [entry.kind for entry in run.history] == [Kind.STARTED]
+    run.resume()
+
+    assert run.result() == "o1 0 e1"
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------------
 
 

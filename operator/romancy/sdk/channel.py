@@ -10,9 +10,16 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from romancy.errors import ChannelInvalidError, ChannelModeError, RunNotFoundError
+from romancy.errors import ChannelInvalidError, ChannelModeError, PayloadTooLargeError, RunNotFoundError
 from romancy.model import event as events
-from romancy.model.channel import ChannelMode, checked_channel, checked_metadata, type_of
+from romancy.model.channel import (
+    MESSAGE_BYTES_MAX,
+    ChannelMode,
+    checked_channel,
+    checked_metadata,
+    message_of,
+    type_of,
+)
 from romancy.model.codec import Codec, digest, problems
 from romancy.model.event import CloudEvent
 from romancy.model.outbox import OutboxKind
@@ -160,21 +167,26 @@ async def publish[T](replay: "Replay", channel: Channel[T], data: T, metadata: M
         raise ChannelInvalidError(
             f"channel {channel.name!r} is Direct", hint="send_to(run, channel, data) names the receiver"
         )
-    asked = {"data": channel.encode(data), "metadata": checked_metadata(metadata)}
-    await ask(replay, OutboxKind.PUBLISH, channel, asked)
+    await ask(replay, OutboxKind.PUBLISH, channel, _content(channel, data, metadata))
 
 
 async def send_to[T](
     replay: "Replay", namespace: str, run: str | UUID, channel: Channel[T], data: T, metadata: Mapping[str, Any] | None
 ) -> None:
     """Send a message to one run; returns when it is durable."""
-    asked = {
-        "data": channel.encode(data),
-        "metadata": checked_metadata(metadata),
-        "namespace": namespace,
-        "to": str(run),
-    }
+    asked = {**_content(channel, data, metadata), "namespace": namespace, "to": str(run)}
     await ask(replay, OutboxKind.SEND_TO, channel, asked)
+
+
+def _content(channel: Channel[Any], data: Any, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a message holds; refused here if the store would."""
+    content: dict[str, Any] = {"data": channel.encode(data), "metadata": checked_metadata(metadata)}
+    message = message_of(channel.name, content["data"], content["metadata"], source=f"run/{UUID(int=0)}", id="0" * 10)
+    if (size := len(message.as_text().encode())) > MESSAGE_BYTES_MAX:
+        raise PayloadTooLargeError(
+            what=f"a message to channel {channel.name!r}", size_bytes=size, max_bytes=MESSAGE_BYTES_MAX
+        )
+    return content
 
 
 async def ask(replay: "Replay", kind: OutboxKind, channel: Channel[Any], asked: dict[str, Any]) -> dict[str, Any]:

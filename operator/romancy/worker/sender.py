@@ -52,5 +52,24 @@ class Sender:
                 LOG.warning("outbox_not_sent", rows=len(batch), error=error.message, again_in_seconds=AGAIN_SECONDS)
                 self._waiting = batch + self._waiting
                 await self._clock.sleep(AGAIN_SECONDS)
+            except RomancyError:
+                await self._send_apart(batch)
+
+    async def _send_apart(self, batch: Sequence[OutboxRow]) -> None:
+        """One of them can't be sent: the others are not to wait for it. It stays where it is."""
+        for nth, row in enumerate(batch):
+            try:
+                await self._store.carry_out([row])
+            except StoreUnavailableError:
+                self._waiting[:0] = batch[nth:]
+                await self._clock.sleep(AGAIN_SECONDS)
+                return
             except RomancyError as error:
-                LOG.error("outbox_refused", rows=len(batch), reason=error.reason, error=error.message)
+                LOG.error(
+                    "outbox_refused",
+                    run_id=str(row.run_id),
+                    kind=row.kind,
+                    number=row.number,
+                    reason=error.reason,
+                    error=error.message,
+                )
