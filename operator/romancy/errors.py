@@ -84,6 +84,18 @@ class HistoryTooLongError(BlockingError):
         )
 
 
+class HistoryIncompleteError(BlockingError):
+    """Entries are missing in the middle of the run's history: the database has lost what was committed."""
+
+    reason = "HistoryIncomplete"
+
+    def __init__(self, *, after: int, found: int) -> None:
+        super().__init__(
+            f"the history goes from entry {after} to entry {found}: what was between is not in the database any more",
+            hint="restore the run's history from a backup, or cancel the run; `romancy db verify` names all such runs",
+        )
+
+
 class NotDeterministicError(RomancyError):
     """Workflow code used something of asyncio that can't be replayed."""
 

@@ -65,6 +65,7 @@ class Reason(StrEnum):
     NON_DETERMINISM = "NonDeterminism"
     STEP_TOO_LONG = "StepTooLong"
     HISTORY_TOO_LONG = "HistoryTooLong"
+    HISTORY_INCOMPLETE = "HistoryIncomplete"
     STORE_UNAVAILABLE = "StoreUnavailable"
     RETRYING = "Retrying"
     TIMER = "WaitingForTimer"

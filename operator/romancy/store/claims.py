@@ -47,8 +47,9 @@ class Claims(Histories, Outbox):
         return await self._claim(worker_id, SQL.claim_blocked(worker_id=worker_id, slot=self._claims_slot, limit=limit))
 
     async def read_claimed(self, claims: Sequence[Claim]) -> list[ClaimedRun]:
-        """What these runs are replayed from; those that have ended are left out (only a buried worker asks for such).
+        """What these runs are replayed from.
 
+        Those that have ended, or begun anew meanwhile, are left out: only a buried worker asks for such.
         The newest number of a run's inbox, or the version of its claim if that is higher, is what has been seen of it.
         """
         if not claims:
@@ -64,6 +65,12 @@ class Claims(Histories, Outbox):
         outboxes = (
             await self.read_outboxes(left) if (left := [id for id, row in begun.items() if row["has_outbox"]]) else {}
         )
+        # Read after its beginning: one that has begun anew in between is somebody else's by now.
+        gone_on = {
+            run_id
+            for run_id, history in histories.items()
+            if history and run_id in begun and begun[run_id]["history_from"] + 1 != history[0].position
+        }
         return [
             ClaimedRun(
                 run_id=row["id"],
@@ -82,7 +89,7 @@ class Claims(Histories, Outbox):
                 is_child=row["is_child"],
                 numbers=json.loads(row["numbers"]),
             )
-            for row in (begun[run_id] for run_id in run_ids if run_id in begun)
+            for row in (begun[run_id] for run_id in run_ids if run_id in begun and run_id not in gone_on)
         ]
 
     async def read_begun(self, run_ids: Sequence[UUID]) -> dict[UUID, Any]:

@@ -13,6 +13,7 @@ from uuid import UUID
 from romancy.base import log, metrics
 from romancy.errors import (
     BlockingError,
+    HistoryIncompleteError,
     HistoryTooLongError,
     InputInvalidError,
     PayloadRefusedError,
@@ -256,6 +257,9 @@ class Execution:
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
         self._engine.send_out(claimed.outbox)
+        if (gap := _gap_in(claimed)) is not None:
+            self._block(gap)
+            return
         if len(claimed.history) > REPLAY_SLICE:
             self._await(self._replay_slices(self._replay))
             return
@@ -715,6 +719,16 @@ class Execution:
         if self._on_begun is not None:
             self._on_begun(has_begun)
             self._on_begun = None
+
+
+def _gap_in(claimed: ClaimedRun) -> HistoryIncompleteError | None:
+    """What is wrong with a history that has lost entries."""
+    before = claimed.numbers.get(POSITION, 0)
+    for entry in claimed.history:
+        if entry.position != before + 1:
+            return HistoryIncompleteError(after=before, found=entry.position)
+        before = entry.position
+    return None
 
 
 def _finish(outcome: Outcome) -> Finish:

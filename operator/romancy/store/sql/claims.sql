@@ -111,7 +111,7 @@ select exists (select from me) as is_alive, exists (select from owed) as is_owed
 -- What claimed runs were started with, and what their first claim wrote. No row: the run is at its end (a zombie asks).
 select run.id, run.namespace, run.name, run.workflow, run.input, due.form, run.labels::text as labels, due.started_at,
        run.timeout_seconds, exists (select from outbox where outbox.run_id = run.id) as has_outbox,
-       run.parent_id is not null as is_child, run.numbers
+       run.parent_id is not null as is_child, run.numbers, run.history_from
   from due join run on run.id = due.id
  where due.id = any(:run_ids::uuid[]);
 

@@ -50,6 +50,7 @@ class Claims(Outbox):
                 "has_outbox": due.id in self.outbox,
                 "is_child": run.parent_id is not None,
                 "numbers": run.numbers,
+                "history_from": run.history_from,
             }
             for due in (self.due.get(run_id) for run_id in dict.fromkeys(run_ids))
             if due is not None and (run := self.run.get(due.id)) is not None
