@@ -14,6 +14,9 @@ from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.model.run import Phase, Reason, Run
 from romancy.sdk.workflow import Workflow
 from romancy.store.verify import find_breaches
+from tests.chaos.conftest import fleet
+
+__all__ = ["fleet"]
 
 QUICK = WorkerSettings(name="w", lease_seconds=3, poll_seconds=1, park_after_seconds=0.05)
 Running = Callable[..., AbstractAsyncContextManager[App]]
