@@ -391,7 +391,7 @@ async def test_14_what_was_in_backoff_goes_on_with_the_next_attempt(running: Run
 
 @activity(name="retry.dials_later", retry=RetryPolicy(initial_interval=timedelta(seconds=1), jitter=0))
 async def dials_later() -> str:
-    return await dials.fn(1)  # type: ignore[misc]
+    return await dials(1)  # here it is the function itself
 
 
 @workflow(name="retry.calls_back")
