@@ -28,7 +28,7 @@ async def doubled(number: int) -> int:
 
 
 @workflow
-async def doubles(number: int) -> int:
+async def doubles_and_goes(number: int) -> int:
     return await doubled(number)
 
 
@@ -45,13 +45,13 @@ def age(database: DatabaseSettings) -> Age:
 
 
 async def test_old_runs_are_purged_and_their_names_are_free(database: DatabaseSettings, age: Age) -> None:
-    async with App(database, [doubles], worker=SETTINGS) as app:
-        first = await app.start(doubles.options(id="one"), 1)
+    async with App(database, [doubles_and_goes], worker=SETTINGS) as app:
+        first = await app.start(doubles_and_goes.options(id="one"), 1)
         assert await first.result() == 2
         await age(timedelta(days=31))
-        await (await app.start(doubles.options(id="young"), 2)).result()
-        await (await app.start(doubles.options(id="elsewhere", namespace="shop"), 2)).result()
-        assert (await app.start(doubles.options(id="one"), 1)).id == first.id  # kept: the same run
+        await (await app.start(doubles_and_goes.options(id="young"), 2)).result()
+        await (await app.start(doubles_and_goes.options(id="elsewhere", namespace="shop"), 2)).result()
+        assert (await app.start(doubles_and_goes.options(id="one"), 1)).id == first.id  # kept: the same run
 
         assert await app.purge(older_than=MONTH, dry_run=True) == 1
         assert await first.result() == 2
@@ -63,16 +63,18 @@ async def test_old_runs_are_purged_and_their_names_are_free(database: DatabaseSe
         with pytest.raises(RunNotFoundError):
             await app.handle("one").info()
         assert [run.name async for run in app.list(namespace="*")] == ["elsewhere", "young"]
-        again = await app.start(doubles.options(id="one"), 21)  # another input would be refused of the run that was
+        again = await app.start(
+            doubles_and_goes.options(id="one"), 21
+        )  # another input would be refused of the run that was
         assert await again.result() == 42
         assert again.id == first.id
     assert await find_breaches(database) == []
 
 
 async def test_purged_by_namespace_workflow_and_outcome(database: DatabaseSettings, age: Age) -> None:
-    async with App(database, [doubles], worker=SETTINGS) as app:
+    async with App(database, [doubles_and_goes], worker=SETTINGS) as app:
         for name, namespace, number in (("good", "default", 1), ("bad", "default", -1), ("good", "shop", 1)):
-            handle = await app.start(doubles.options(id=name, namespace=namespace), number)
+            handle = await app.start(doubles_and_goes.options(id=name, namespace=namespace), number)
             await asyncio.gather(handle.result(), return_exceptions=True)
         await age(MONTH * 2)
 
@@ -102,12 +104,12 @@ async def test_workers_purge_where_there_is_no_leader(
     monkeypatch.setattr(purge, "EVERY_SECONDS", 0.2)
     monkeypatch.setattr(purge, "GATE_SECONDS", 0.1)
     kept = RetentionSettings(succeeded_seconds=86_400)
-    async with App(database, [doubles], worker=SETTINGS, retention=kept) as app:
-        await (await app.start(doubles.options(id="old"), 1)).result()
+    async with App(database, [doubles_and_goes], worker=SETTINGS, retention=kept) as app:
+        await (await app.start(doubles_and_goes.options(id="old"), 1)).result()
         with pytest.raises(RunFailedError):
-            await (await app.start(doubles.options(id="failed"), -1)).result()
+            await (await app.start(doubles_and_goes.options(id="failed"), -1)).result()
         await age(timedelta(days=2))
-        await (await app.start(doubles.options(id="young"), 2)).result()
+        await (await app.start(doubles_and_goes.options(id="young"), 2)).result()
         async with asyncio.timeout(10):
             while "old" in {run.name for run in await app.list()}:  # noqa: ASYNC110 - another process could do it
                 await asyncio.sleep(0.05)
