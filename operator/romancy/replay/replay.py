@@ -29,18 +29,41 @@ from romancy.replay.matching import ACTIVITY, ASK, CHILD, TIMER, Key, Numbered, 
 
 # What refused to be closed when its run was discarded: never collected, since it would run its `finally` in another run.
 _STUBBORN: Final[list[object]] = []
+_FAILURES: Final = frozenset({Kind.ACTIVITY_FAILED, Kind.CHILD_FAILED, Kind.CHILD_CANCELLED})
 OUTBOX: Final = "outbox"
 ITERATION: Final = "iteration"
 POSITION: Final = "position"
 
 
-class ActivityFuture(RunFuture):
-    """The await of an activity. A shielded one is not cancelled but asks: an entry says how the activity ended first."""
+class EndFuture(RunFuture):
+    """The await of something that an entry says the end of. Cancelled, it may ask for that, and hears first how it ended."""
 
     _replay: "Replay"
-    _command: RunActivity
     _message: object = None
     is_cancel_asked = False
+
+    def end(self, entry: Entry, decode: Callable[[Entry], object]) -> None:
+        """Resolve it by the entry that says how it ended."""
+        if self.is_cancel_asked or entry.kind is Kind.ACTIVITY_CANCELLED:
+            RunFuture.cancel(self, self._message)
+            return
+        value = decode(entry)
+        if entry.kind in _FAILURES and isinstance(value, BaseException):
+            self.set_exception(value)
+        else:
+            self.set_result(value)
+
+    def _ask_cancel(self, ask: Callable[[], None], msg: object) -> bool:
+        if not self.is_cancel_asked:
+            self.is_cancel_asked, self._message = True, msg
+            ask()
+        return True
+
+
+class ActivityFuture(EndFuture):
+    """The await of an activity. A shielded one is not cancelled but asks."""
+
+    _command: RunActivity
 
     @classmethod
     def of(cls, replay: "Replay", command: RunActivity) -> "ActivityFuture":
@@ -51,35 +74,18 @@ class ActivityFuture(RunFuture):
     def cancel(self, msg: object = None) -> bool:
         if self.done():
             return False
-        if not self._command.is_shielded:
-            if super().cancel(msg):
-                self._replay.abandon(self._command)
-                return True
-            return False
-        if not self.is_cancel_asked:
-            self.is_cancel_asked, self._message = True, msg
-            self._replay.ask_cancel(self._command)
-        return True
-
-    def end(self, entry: Entry, decode: Callable[[Entry], object]) -> None:
-        """Resolve it by the entry that says how the activity ended."""
-        if self.is_cancel_asked or entry.kind is Kind.ACTIVITY_CANCELLED:
-            super().cancel(self._message)
-            return
-        value = decode(entry)
-        if isinstance(value, BaseException) and entry.kind is Kind.ACTIVITY_FAILED:
-            self.set_exception(value)
-        else:
-            self.set_result(value)
+        if self._command.is_shielded:
+            return self._ask_cancel(lambda: self._replay.ask_cancel(self._command), msg)
+        if super().cancel(msg):
+            self._replay.abandon(self._command)
+            return True
+        return False
 
 
-class ChildFuture(RunFuture):
-    """The await of a child: cancelled, it asks the child to end, and hears how it ended first."""
+class ChildFuture(EndFuture):
+    """The await of a child: cancelled, it asks the child to end."""
 
-    _replay: "Replay"
     _command: StartChild
-    _message: object = None
-    is_cancel_asked = False
 
     @classmethod
     def of(cls, replay: "Replay", command: StartChild) -> "ChildFuture":
@@ -88,24 +94,7 @@ class ChildFuture(RunFuture):
         return future
 
     def cancel(self, msg: object = None) -> bool:
-        if self.done():
-            return False
-        if not self.is_cancel_asked:
-            self.is_cancel_asked, self._message = True, msg
-            self._replay.cancel_child(self._command)
-        return True
-
-    def end(self, entry: Entry, decode: Callable[[Entry], object]) -> None:
-        """Resolve it by the entry that says how the child ended."""
-        if self.is_cancel_asked:
-            super().cancel(self._message)
-            return
-        value = decode(entry)
-        if entry.kind is Kind.CHILD_COMPLETED:
-            self.set_result(value)
-        else:
-            assert isinstance(value, BaseException)
-            self.set_exception(value)
+        return not self.done() and self._ask_cancel(lambda: self._replay.cancel_child(self._command), msg)
 
 
 class AskFuture(RunFuture):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from romancy.errors import DefinitionError, NonDeterminismError, OutsideWorkflowError
+from romancy.errors import DefinitionError, OutsideWorkflowError
 from romancy.model import failure
 from romancy.model.codec import digest, problems
 from romancy.model.history import Entry, Kind
@@ -195,14 +195,7 @@ class Activity[**P, R]:
     def _decode(self, entry: Entry) -> object:
         if entry.kind is Kind.ACTIVITY_FAILED:
             return failure.decode(entry.payload)
-        try:
-            return self.signature.result.decode(entry.payload)
-        except ValidationError as error:
-            raise NonDeterminismError(
-                position=entry.position,
-                history=f"{entry} with result {entry.payload[:200]}",
-                code=f"a result of type {self.signature.result.annotation!r}: {problems(error)[0]}",
-            ) from error
+        return self.signature.decode_result(entry)
 
     def __repr__(self) -> str:
         return f"<activity {self.name}>"

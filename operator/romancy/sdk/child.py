@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from pydantic import ValidationError
-
-from romancy.errors import NonDeterminismError, RunCancelledError, RunFailedError, RunTimedOutError
+from romancy.errors import RunCancelledError, RunFailedError, RunTimedOutError
 from romancy.model import failure
-from romancy.model.codec import digest, problems
+from romancy.model.codec import digest
 from romancy.model.command import StartChild
 from romancy.model.history import Entry, Kind
 from romancy.model.run import NAME_MAX, Reason, child_id_of, run_id_of
@@ -107,14 +105,7 @@ def start[R](
 def _value(workflow: "Workflow[..., Any]", name: str, entry: Entry) -> object:
     if entry.kind is not Kind.CHILD_COMPLETED:
         return error_of(name, json.loads(entry.payload))
-    try:
-        return workflow.signature.result.decode(entry.payload)
-    except ValidationError as error:
-        raise NonDeterminismError(
-            position=entry.position,
-            history=f"{entry} with result {entry.payload[:200]}",
-            code=f"a result of type {workflow.signature.result.annotation!r}: {problems(error)[0]}",
-        ) from error
+    return workflow.signature.decode_result(entry)
 
 
 def error_of(name: str, told: dict[str, Any]) -> Exception:

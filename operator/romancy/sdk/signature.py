@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from romancy.errors import DefinitionError, PayloadError
-from romancy.model.codec import Codec, arguments_codec
+from romancy.errors import DefinitionError, NonDeterminismError, PayloadError
+from romancy.model.codec import Codec, arguments_codec, problems
+from romancy.model.history import Entry
 from romancy.model.run import Form
 
 
@@ -41,6 +42,21 @@ class Signature:
         bound = self.parameters.bind_partial()
         bound.arguments.update(arguments)
         return bound.args, bound.kwargs
+
+    def decode_result(self, entry: Entry) -> Any:
+        """What the entry of its end brings.
+
+        Raises:
+            NonDeterminismError: the result's type does not fit it any more.
+        """
+        try:
+            return self.result.decode(entry.payload)
+        except ValidationError as error:
+            raise NonDeterminismError(
+                position=entry.position,
+                history=f"{entry} with result {entry.payload[:200]}",
+                code=f"a result of type {self.result.annotation!r}: {problems(error)[0]}",
+            ) from error
 
 
 def where(fn: Callable[..., Any]) -> str:
