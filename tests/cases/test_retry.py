@@ -290,7 +290,7 @@ async def in_time(ctx: WorkflowContext, seconds: float) -> str:
 async def test_13_when_the_time_for_it_is_over_there_are_no_more_attempts(running: Running) -> None:
     """Given max_duration passed, then no more attempts: it is `asyncio.timeout` around the call, durable like all timers."""
     async with running(in_time) as app:
-        handle = await app.start(in_time, 0.3)
+        handle = await app.start(in_time, 0.6)
         run = await subscribed(app, handle)
         made = list(calls)
         await app.send_event("retry.go", to=run.id)

@@ -191,7 +191,11 @@ async def test_25_a_cancelled_run_takes_back_and_leaves_nothing_behind(
         handle = await app.start(waits_for, what)
         await _is_there(handle, what)
         if what == "message":
-            await until(lambda: _count(database, "demand"), "it wants a message")
+
+            async def wants() -> int:
+                return await _count(database, "demand")
+
+            await until(wants, "it wants a message")
         assert await handle.cancel("enough")
         with pytest.raises(RunCancelledError, match="enough"):
             await handle.result()
