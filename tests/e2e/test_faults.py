@@ -40,7 +40,8 @@ def api_server_away(cluster: ControlPlane) -> Iterator[None]:
 
 
 def lines(process: Process) -> int:
-    return len(process.log.read_text().splitlines())
+    """Besides those about the ends of runs: one of two processes may execute them all."""
+    return sum('"event": "run_finished"' not in line for line in process.log.read_text().splitlines())
 
 
 async def test_the_api_server_is_away(engine: Fleet, kube: Kubernetes) -> None:
