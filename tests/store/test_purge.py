@@ -9,6 +9,8 @@ from uuid import UUID
 import pytest
 
 from romancy.base.settings import DatabaseSettings, RetentionSettings
+from romancy.model.channel import ChannelMode, message_of
+from romancy.model.event import CloudEvent
 from romancy.model.run import Phase
 from romancy.store.interface import Finish, Purgeable, Purged
 from romancy.store.pool import connect as engine_connect
@@ -233,3 +235,30 @@ async def test_a_batch_among_a_hundred_thousand_runs_that_are_kept(
 
 async def test_nothing_to_purge_is_nothing(store: PostgresStore) -> None:
     assert await store.purge_runs(OLD) == Purged(0, None)
+
+
+async def test_42_events_older_than_the_retention_are_deleted_and_only_they(
+    store: PostgresStore, hands: Any, rewind: Any, connect: Any, database: DatabaseSettings
+) -> None:
+    """Given messages older than the retention, cleanup deletes them only; and none that is still to be received."""
+    worker = await hands()
+    claim = await worker.started()
+    await store.send_event(CloudEvent(id="received later", source="/s", type="t"), to=claim.run_id)
+    await store.send_event(CloudEvent(id="old", source="/s", type="t"))
+    message = message_of("jobs", "1", {}, source="/s", id="pending")
+    await store.publish("jobs", ChannelMode.COMPETING, message)
+    connection = await connect()
+    await connection.execute("update event set at = at - interval '2 days'")
+    await store.send_event(CloudEvent(id="young", source="/s", type="t"))
+
+    assert await purge_ended(store, RetentionSettings()) == 0
+
+    left = await connection.fetch("select event_id from event order by event_id")
+    assert [row["event_id"] for row in left] == ["pending", "received later", "young"]
+    [mail] = await store.read_inbox(claim.run_id, 0)
+    assert json.loads(mail.payload)["id"] == "received later"
+    await worker.write(claim, then=Finish(Phase.FAILED))
+    await rewind(60)
+    assert await purge_ended(store, RetentionSettings()) == 0
+    assert await connection.fetchval("select count(*) from event") == 2
+    assert await find_breaches(database) == []
