@@ -82,7 +82,7 @@ def pause(folder: Path) -> Path:
 
 def _saved(image: str, name: str, target: Path) -> Path:
     target.unlink(missing_ok=True)
-    _run(["buildah", "push", "-q", image, f"docker-archive:{target}:docker.io/library/{name}"])
+    _run(["buildah", "push", "-q", image, f"docker-archive:{target}:{name}"])
     return target
 
 
