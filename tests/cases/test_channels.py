@@ -98,7 +98,7 @@ async def test_36_a_message_of_a_competing_channel_is_for_one(running: Running, 
     async with running(works, publishes) as app:
         for number in (100, 101):
             await app.publish(JOBS, number)  # nobody is there yet: they wait
-        handles = [await app.start(works, 1.0) for _ in range(2)]
+        handles = [await app.start(works, 3.0) for _ in range(2)]
         await (await app.start(publishes, 8)).result()
         found = [await handle.result(timeout=20) for handle in handles]
 
@@ -168,7 +168,7 @@ async def test_who_is_cancelled_while_it_waits_takes_nothing_with_it(
         await in_phase(leaving, Phase.CANCELLED)
         await app.publish(JOBS, 1)
         await until(lambda: _count(database, "demand", 0), "it wants none")
-        staying = await app.start(works, 0.5)
+        staying = await app.start(works, 3.0)
 
         assert await staying.result(timeout=10) == [1]
 
@@ -182,7 +182,9 @@ async def reads_mail(ctx: WorkflowContext, until: str) -> list[str]:
     async with ctx.subscribe(MAIL) as mail:
         while not found or found[-1] != until:
             found.append((await mail.receive()).data["text"])
-    await asyncio.sleep(0.5)  # unsubscribed
+    await ctx.wait_event("subscribe-again")
+    async with ctx.subscribe(MAIL) as mail:
+        found.append((await mail.receive()).data["text"])
     return found
 
 
@@ -201,12 +203,23 @@ async def test_37_direct_messages_reach_their_target_alone(running: Running) -> 
             await in_phase(handle, Phase.WAITING, Reason.EVENT)
         await (await app.start(writes_mail, "one", ["a", "b"])).result()
         assert await app.send_to("one", MAIL, {"text": "end"})
-        assert await app.send_to("one", MAIL, {"text": "after the end"})
-        await app.send_to("other", MAIL, {"text": "end"})
+        assert await app.send_to("other", MAIL, {"text": "end"})
+        for handle in (one, other):
+            await until(lambda handle=handle: _awaits(handle, "subscribe-again"), "it has unsubscribed")
+        assert await app.send_to("one", MAIL, {"text": "while nobody reads"})
+        await asyncio.sleep(1.1)  # more than the clocks of a worker and of the database may differ
+        await app.send_event("subscribe-again")
+        for handle in (one, other):
+            await until(lambda handle=handle: _awaits(handle, "romancy.channel/mail"), "it reads again")
+            await app.send_to(handle.id, MAIL, {"text": "again"})
 
-        assert await one.result() == ["a", "b", "end"]
-        assert await other.result() == ["end"]
+        assert await one.result() == ["a", "b", "end", "again"]
+        assert await other.result() == ["end", "again"]
         assert not await app.send_to("one", MAIL, {"text": "it is done"})
+
+
+async def _awaits(handle: Any, type: str) -> bool:
+    return (await handle.info()).message == f"waiting for event {type}"
 
 
 async def test_an_unknown_target_is_an_error(running: Running) -> None:
@@ -345,6 +358,23 @@ async def test_43_members_of_a_group_are_listed_once(running: Running) -> None:
         await until(lambda: are(other), "one has left")
         await other.cancel()
         await until(are, "who has ended is no member")
+
+
+@workflow
+async def comes_back(ctx: WorkflowContext) -> None:
+    ctx.join("a")
+    ctx.leave("a")
+    ctx.join("a")
+    ctx.join("b")
+    ctx.leave("b")
+    await ctx.wait_event("end")
+
+
+def test_who_leaves_and_joins_again_in_one_step_is_a_member(sim: Simulation) -> None:
+    run = sim.start(comes_back)
+    sim.advance(1)
+
+    assert [sim.ask(sim._client.members(group)) for group in ("a", "b")] == [[run.id], []]
 
 
 # --- what is received -------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ async def test_32_a_targeted_event_is_for_that_run_alone(running: Running) -> No
 @workflow
 async def asks_first(ctx: WorkflowContext, order: str) -> str:
     await ask_for_payment(order)
-    await asyncio.sleep(0.3)
+    await ctx.wait_event("go-on")
     return (await ctx.wait_event(Paid, where={"order": order})).cloudevent.id
 
 
@@ -183,7 +183,7 @@ async def asks_first(ctx: WorkflowContext, order: str) -> str:
 async def subscribes_first(ctx: WorkflowContext, order: str) -> list[str]:
     async with ctx.subscribe(Paid, where={"order": order}) as payments:
         await ask_for_payment(order)
-        await asyncio.sleep(0.3)
+        await ctx.wait_event("go-on")
         return [(await payments.receive(timeout=60)).cloudevent.id for _ in range(2)]
 
 
@@ -192,17 +192,20 @@ async def test_33_an_event_before_its_wait_is_not_lost(running: Running) -> None
     async with running(asks_first, subscribes_first) as app:
         early = await app.start(asks_first, "o1")
         subscribed = await app.start(subscribes_first, "o1")
-        await until(lambda: _has_entries(app, subscribed.id), "the payment was asked for")
+        for handle in (early, subscribed):
+            await until(lambda handle=handle: _awaits(handle, "go-on"), "the payment was asked for")
         await app.send_event(Paid(order="o1"), id="e1")
         await app.send_event(Paid(order="o2"), id="other")
         await app.send_event(Paid(order="o1"), id="e2")
+        assert (await early.info()).message == "waiting for event go-on"  # all came before its wait
+        await app.send_event("go-on")
 
         assert await early.result() == "e1"
         assert await subscribed.result() == ["e1", "e2"]
 
 
-async def _has_entries(app: Client, run_id: Any) -> bool:
-    return any(entry.kind is Kind.ACTIVITY_COMPLETED for entry in await app.store.read_history(run_id))
+async def _awaits(handle: Any, type: str) -> bool:
+    return (await handle.info()).message == f"waiting for event {type}"
 
 
 def test_33_whatever_crashes(sim: Simulation) -> None:
@@ -210,6 +213,7 @@ def test_33_whatever_crashes(sim: Simulation) -> None:
         sim.advance(0.1)
         sim.send_event(Paid(order="o1"), id="e1")
         sim.send_event(Paid(order="o1"), id="e2")
+        sim.send_event("go-on", id="go")
 
     sim.play(outside)
 
@@ -307,6 +311,26 @@ async def test_event_timer_and_cancel_at_once_are_taken_in_the_order_in_which_th
     kinds = [entry.kind for entry in history if entry.kind is not Kind.STARTED]
     assert kinds[0] is {"event": Kind.EVENT_RECEIVED, "timer": Kind.TIMER_FIRED, "cancel": Kind.CANCEL_REQUESTED}[first]
     assert run.output == {"event": '"event"', "timer": '"timer"'}.get(first)
+
+
+@workflow
+async def cancels_who_is_about_to_get_it(ctx: WorkflowContext) -> list[str]:
+    """One event for a stream and for a wait: who has it first cancels the other in the same step."""
+    async with ctx.subscribe("com.shop.vote") as votes:
+        waiting = asyncio.create_task(ctx.wait_event("com.shop.vote"))
+        found = [(await votes.receive()).id]
+        waiting.cancel()
+        [ended] = await asyncio.gather(waiting, return_exceptions=True)
+        found.append(type(ended).__name__)
+    return [*found, (await ctx.wait_event("com.shop.vote")).id]
+
+
+def test_what_a_cancelled_wait_was_about_to_get_is_for_the_next(sim: Simulation) -> None:
+    run = sim.start(cancels_who_is_about_to_get_it)
+    sim.advance(1)
+    sim.send_event("com.shop.vote", {"n": 1}, id="v1")
+
+    assert run.result() == ["v1", "CancelledError", "v1"]
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------------

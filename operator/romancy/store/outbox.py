@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
@@ -47,10 +48,13 @@ class Outbox(Children, Channels, Iterations):
             await self.undemand(untakes)
         if backs := of(OutboxKind.GIVE_BACK):
             await self.give_back(backs)
-        if joins := of(OutboxKind.JOIN):
-            await self.join_groups(joins)
-        if leaves := of(OutboxKind.LEAVE):
-            await self.leave_groups([(json.loads(row.payload)["group"], row.run_id) for row in leaves])
+        # In their order: who leaves and joins again is a member.
+        memberships = [row for row in rows if row.kind in (OutboxKind.JOIN, OutboxKind.LEAVE)]
+        for kind, together in groupby(memberships, key=lambda row: row.kind):
+            if kind is OutboxKind.JOIN:
+                await self.join_groups(list(together))
+            else:
+                await self.leave_groups([(json.loads(row.payload)["group"], row.run_id) for row in together])
         if values := of(OutboxKind.SET_VALUE):
             await self.set_values(values)
         if recurs := of(OutboxKind.RECUR):
