@@ -32,6 +32,7 @@ class Candidate:
         lease_seconds: float = 2,
         body: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self.is_fit = True
         self.elector = Elector(
             kube,
             namespace=namespace,
@@ -41,6 +42,7 @@ class Candidate:
             renew_deadline_seconds=lease_seconds * 0.7,
             retry_seconds=0.2,
             end_seconds=0.3,
+            is_fit=lambda: self.is_fit,
         )
         self.leads, self.ended = asyncio.Event(), asyncio.Event()
         self.began_at = self.ended_at = 0.0
@@ -86,6 +88,39 @@ async def test_a_release_is_taken_over_at_once(kubes: list[Kube], namespace: str
     two.stop.set()
     await two.task
     assert _lease(cluster, namespace)["holderIdentity"] == ""
+
+
+async def test_an_unfit_leader_is_relieved_as_soon_as_anybody_is_better(
+    kubes: list[Kube], namespace: str, cluster: ControlPlane
+) -> None:
+    one = Candidate(kubes[0], namespace, "one", lease_seconds=3)
+    await asyncio.wait_for(one.leads.wait(), 5)
+    two = Candidate(kubes[1], namespace, "two", lease_seconds=3)
+    await _follows(two)
+    one.is_fit = two.is_fit = False
+
+    async def says_so() -> None:
+        while "romancy.dev/unfit" not in _annotations(cluster, namespace):
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(says_so(), 5)
+    renewed = _lease(cluster, namespace)["renewTime"]
+    while _lease(cluster, namespace)["renewTime"] == renewed:  # nobody is better: it goes on
+        await asyncio.sleep(0.05)
+    assert one.leads.is_set()
+    two.is_fit = True
+    await asyncio.wait_for(two.leads.wait(), 5)
+    await asyncio.wait_for(one.ended.wait(), 5)
+
+    lease = _lease(cluster, namespace)
+    assert (lease["holderIdentity"], lease["leaseTransitions"]) == ("two", 1)
+    assert "romancy.dev/unfit" not in _annotations(cluster, namespace)
+    one.is_fit = True  # and stays a candidate
+    two.stop.set()
+    await two.task
+    await asyncio.wait_for(one.leads.wait(), 5)
+    one.stop.set()
+    await one.task
 
 
 async def test_a_crashed_leader_is_replaced_after_its_lease(
@@ -252,6 +287,12 @@ async def _any_leads(candidates: list[Candidate]) -> None:
     for each in pending:
         each.cancel()
     assert done
+
+
+def _annotations(cluster: ControlPlane, namespace: str) -> dict[str, str]:
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/romancy"
+    found: dict[str, str] = cluster.call("GET", path)["metadata"].get("annotations") or {}
+    return found
 
 
 def _lease(cluster: ControlPlane, namespace: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.chaos.fleet import Fleet, Process
 from tests.e2e.kubernetes import Kubernetes
+from tests.proxy import proxy_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.kube]
 
@@ -54,6 +55,33 @@ async def test_the_leader_is_killed(engine: Fleet, kube: Kubernetes) -> None:
     [heir] = [process for name, process in engine.processes.items() if name != first]
     heir.signal(signal.SIGTERM)
     assert heir.popen.wait(15) == 0
+
+
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut off", "no new connections"])
+async def test_the_leader_alone_has_no_database(engine: Fleet, kube: Kubernetes, is_cut: bool) -> None:
+    """Another process that has one takes the Lease; and while none has, the leader stays."""
+    async with proxy_to(engine.database) as (proxy, through):
+        await engine.start("a", url=through.url.get_secret_value())
+        await engine.until(lambda: kube.leader() == "a", "it leads")
+        await engine.start("b")
+        kube.apply("before", "takes_time", input={"seconds": 0})
+        await kube.end("before")
+
+        proxy.is_open.clear()
+        if is_cut:
+            proxy.cut()
+        for number in range(5):
+            kube.apply(f"during-{number}", "takes_time", input={"seconds": 0})
+        for number in range(5):
+            assert (await kube.end(f"during-{number}"))["phase"] == "Succeeded"
+        if is_cut:
+            await engine.until(lambda: kube.leader() == "b", "the other leads")
+            assert events(engine.processes["b"], "leadership_taken") == 1
+        proxy.is_open.set()
+        kube.apply("after", "takes_time", input={"seconds": 0})
+        assert (await kube.end("after"))["phase"] == "Succeeded"
+
+        assert kube.leader() == ("b" if is_cut else "a")
 
 
 async def test_the_lease_is_stolen(engine: Fleet, kube: Kubernetes) -> None:

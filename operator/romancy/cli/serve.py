@@ -45,7 +45,11 @@ async def run() -> int:
     async with server.serving(server.application(store, [worker]), options.gateway):
         if not await _started(store, worker, stop):
             return 0
-        control = asyncio.create_task(run_control(options, stop), name="control") if run_control else None
+        control = (
+            asyncio.create_task(run_control(options, stop, is_fit=lambda: worker.is_ready), name="control")
+            if run_control
+            else None
+        )
         failed = await _until_stopped(stop, control)
         # The Lease is given up at once, while activities may take their time to end.
         await asyncio.gather(worker.drain(), *([control] if control and not control.done() else []))
@@ -90,7 +94,7 @@ async def _started(store: PostgresStore, worker: Worker, stop: asyncio.Event) ->
     return False
 
 
-def _control() -> Callable[[settings.Settings, asyncio.Event], Coroutine[Any, Any, None]]:
+def _control() -> Callable[..., Coroutine[Any, Any, None]]:
     from romancy.control.control import run_control
 
     return run_control

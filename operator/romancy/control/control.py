@@ -54,6 +54,7 @@ async def run_control(
     store_of: Callable[[], PostgresStore] | None = None,
     *,
     led: Callable[[bool], None] | None = None,
+    is_fit: Callable[[], bool] = lambda: True,
 ) -> None:
     """Compete for leadership, and control while leading, until `stop` is set; then hand over at once.
 
@@ -62,6 +63,8 @@ async def run_control(
         stop: of the loop that this is called in.
         store_of: makes the store, in control's own loop; `PostgresStore(settings.database)` if not given.
         led: called from another thread with True when this process begins to lead, and False when it has ended.
+        is_fit: asked from another thread: False while the rest of this process lacks the database, so that another one
+            should lead.
 
     Raises:
         LeaderStuckError: what the leader does could not be ended; end the process, so that not two lead.
@@ -80,7 +83,8 @@ async def run_control(
     async def main() -> None:
         stopped = asyncio.Event()
         loop.call_soon_threadsafe(inside.set_result, (asyncio.get_running_loop(), stopped))
-        control = Control(settings, store_of or (lambda: PostgresStore(settings.database)), led or (lambda _: None))
+        make_store = store_of or (lambda: PostgresStore(settings.database))
+        control = Control(settings, make_store, led or (lambda _: None), is_fit)
         await control.run(stopped)
 
     def run() -> None:
@@ -114,8 +118,15 @@ async def run_control(
 class Control:
     """One life of control in a process. Belongs to its own loop."""
 
-    def __init__(self, settings: Settings, store_of: Callable[[], PostgresStore], led: Callable[[bool], None]) -> None:
-        self._settings, self._store_of, self._led = settings, store_of, led
+    def __init__(
+        self,
+        settings: Settings,
+        store_of: Callable[[], PostgresStore],
+        led: Callable[[bool], None],
+        is_fit: Callable[[], bool],
+    ) -> None:
+        self._settings, self._store_of, self._led, self._is_fit = settings, store_of, led, is_fit
+        self._leader: Leader | None = None
         self._name = worker_name(settings.worker)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -130,6 +141,7 @@ class Control:
                 lease_seconds=control.lease_seconds,
                 renew_deadline_seconds=control.renew_deadline_seconds,
                 retry_seconds=control.retry_seconds,
+                is_fit=lambda: self._is_fit() and (self._leader is None or self._leader.has_store),
             )
             leading = kube.while_leading(lambda: elector.trusted_until)
             await elector.run(lambda: self._lead(leading), stop)
@@ -138,8 +150,10 @@ class Control:
         self._led(True)
         metrics.LEADER.set(1)
         try:
-            await Leader(self._settings, self._store_of, kube, self._name, clock=SystemClock()).run()
+            self._leader = Leader(self._settings, self._store_of, kube, self._name, clock=SystemClock())
+            await self._leader.run()
         finally:
+            self._leader = None
             metrics.LEADER.set(0)
             self._led(False)
 
@@ -153,10 +167,17 @@ class Leader:
         self._settings, self._control = settings, settings.control
         self._store_of, self._kube = store_of, kube
         self._loop = asyncio.get_running_loop()
+        self._tries = jobs.Tries()
         bucket = jobs.TokenBucket(self._control.status_writes_per_second)
         self._recorder = news.Recorder(kube, name, clock=clock)
         self._engine = Engine(
-            kube, self._control, leader=name, clock=clock, tell=self._recorder.put, lost=self._tell_lost
+            kube,
+            self._control,
+            leader=name,
+            clock=clock,
+            tell=self._recorder.put,
+            lost=self._tell_lost,
+            tries=self._tries,
         )
         self._mirror = Mirror(
             kube,
@@ -166,6 +187,7 @@ class Leader:
             gone=self._file,
             told=self._engine.look_again,
             shown=self._run_shown,
+            tries=self._tries,
         )
         self._intake = Intake(
             kube,
@@ -175,6 +197,7 @@ class Leader:
             settled=self._mirror.settled,
             started=partial(self._engine.look_soon, counts=False),
             unrun=self._tell_unrun,
+            tries=self._tries,
         )
         self._expiry = ttl.Expiry(kube, self._control, bucket)
         self._engine.unwritten = self._mirror.refused
@@ -204,6 +227,11 @@ class Leader:
             rows = await store.read_resources(run_ids[: news.WAITING_MAX])
             self._recorder.put(*news.of_lost_worker(rows.values(), self._engine.name_of(worker_id), worker_id))
 
+    @property
+    def has_store(self) -> bool:
+        """False while the database does not answer this leader: another process may be better off."""
+        return self._tries.has_store
+
     async def run(self) -> None:
         """Everything side by side, until it is cancelled or something fails that must not."""
         async with asyncio.TaskGroup() as watching:
@@ -224,26 +252,27 @@ class Leader:
         return {
             "intake": self._intake.run(store),
             "mirror": self._keep_mirror(store),
-            "comparison": jobs.repeat("comparison", lambda: self._compare(store), self._until_comparison),
+            "comparison": self._tries.repeat("comparison", lambda: self._compare(store), self._until_comparison),
             "pods": self._bury_pods(store),
-            "engine": jobs.repeat("engine", lambda: self._show(store), self._engine.pause),
-            "purge": jobs.repeat(
+            "engine": self._tries.repeat("engine", lambda: self._show(store), self._engine.pause),
+            "purge": self._tries.repeat(
                 "purge",
                 lambda: purge.purge_ended(store, self._settings.retention),
                 lambda: asyncio.sleep(purge.EVERY_SECONDS),
             ),
-            "ttl": jobs.repeat("ttl", lambda: self._expiry.run_once(store), lambda: asyncio.sleep(ttl.EVERY_SECONDS)),
+            "ttl": self._tries.repeat(
+                "ttl", lambda: self._expiry.run_once(store), lambda: asyncio.sleep(ttl.EVERY_SECONDS)
+            ),
         }
 
     async def _open_store(self) -> PostgresStore:
         """The store, as soon as it answers; meanwhile what waits for it says so in its status."""
-        failures = 0
         while True:
             store = self._store_of()
             try:
                 await store.open()
             except StoreError as error:
-                failures += 1
+                failures = self._tries.failed("store", error)
                 logger.warning("store_not_open", failures=failures, error=str(error))
                 self._engine.store_error = error.message
                 with contextlib.suppress(*KUBE_ERRORS):  # the next try says it
@@ -251,6 +280,7 @@ class Leader:
                 await self._intake.tell_store_away(error.message)
                 await asyncio.sleep(jobs.backoff_seconds(failures))
             else:
+                self._tries.done("store")
                 return store
 
     async def _keep_mirror(self, store: PostgresStore) -> None:
@@ -259,7 +289,7 @@ class Leader:
             async with asyncio.timeout(KNOWN_SECONDS):
                 await self._intake.listed.wait()
                 await self._intake.drained.wait()
-        wakeups = await jobs.until_done("wakeups", lambda: store.wakeups(None))
+        wakeups = await self._tries.until_done("wakeups", lambda: store.wakeups(None))
         await self._mirror.run(store, wakeups)
 
     async def _compare(self, store: PostgresStore) -> None:
@@ -287,7 +317,7 @@ class Leader:
     async def _bury_pods(self, store: PostgresStore) -> None:
         while True:
             pod_uid = await self._pods.get()
-            if buried := await jobs.until_done("pods", partial(pods.bury_workers_of, store, pod_uid)):
+            if buried := await self._tries.until_done("pods", partial(pods.bury_workers_of, store, pod_uid)):
                 self._engine.look_soon(counts=True)
                 for worker_id, freed in buried.items():
                     await self._tell_lost(store, worker_id, freed)
@@ -303,7 +333,9 @@ class Leader:
             return
         try:
             await self._engine.bury_expired(self._store)
+            self._tries.done("burial")
         except StoreError as error:
+            self._tries.failed("burial", error)
             logger.warning("burial_failed", error=str(error), hint="the next tick tries again")
             self._engine.look_soon(counts=True)  # which says so, if the database is away
 

@@ -18,7 +18,7 @@ import kopf
 from romancy.base import log, metrics
 from romancy.base.clock import Clock
 from romancy.base.settings import ControlSettings
-from romancy.control import news
+from romancy.control import jobs, news
 from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
 from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
 from romancy.errors import StoreError
@@ -202,8 +202,9 @@ class Engine:
         clock: Clock,
         tell: Callable[..., None],
         lost: Callable[[Store, WorkerId, Sequence[UUID]], Awaitable[None]],
+        tries: jobs.Tries,
     ) -> None:
-        self._clock, self._tell, self._lost = clock, tell, lost
+        self._clock, self._tell, self._lost, self._tries = clock, tell, lost, tries
         self._kube, self._settings, self._leader = kube, settings, leader
         self._path = path_of(ENGINES, namespace=settings.namespace, name=settings.engine)
         self._target: Target | None = None
@@ -312,7 +313,9 @@ class Engine:
                 self._count_at = now + (EVERY_SECONDS if is_ready else NOT_READY_SECONDS)
                 measure(self._workers, self._backlog)
             self.store_error = ""
+            self._tries.done("engine")
         except StoreError as error:
+            self._tries.failed("engine", error)
             self._must_count, self._count_at = True, now + NOT_READY_SECONDS
             measure_nothing()
             self.store_error = error.message

@@ -61,9 +61,11 @@ class Intake:
         settled: Callable[[Seen, ResourceRow | None], None],
         started: Callable[[], None],
         unrun: Callable[[Seen, str, str], None] = lambda _seen, _reason, _text: None,
+        tries: jobs.Tries | None = None,
     ) -> None:
         self._kube, self._rules, self._settings, self._settled = kube, rules, settings, settled
         self._clock, self._started, self._unrun = clock, started, unrun
+        self._tries = tries or jobs.Tries()
         self._waiting: dict[UUID, Seen] = {}
         self._filled = asyncio.Event()
         self._told: set[UUID] = set()
@@ -87,7 +89,6 @@ class Intake:
 
     async def run(self, store: Store) -> None:
         """Drain for ever."""
-        failures = 0
         while True:
             if not self._waiting:
                 self._filled.clear()
@@ -95,9 +96,9 @@ class Intake:
                 await self._filled.wait()
             try:
                 await self.run_once(store)
-                failures = 0
+                self._tries.done("intake")
             except jobs.EXPECTED as error:
-                failures += 1
+                failures = self._tries.failed("intake", error)
                 pause = max(jobs.backoff_seconds(failures), jobs.retry_after_seconds(error))
                 logger.warning("intake_failed", waiting=len(self._waiting), failures=failures, error=str(error))
                 if isinstance(error, StoreError) and failures > 1:

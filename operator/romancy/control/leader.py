@@ -19,6 +19,10 @@ from romancy.errors import RomancyError
 logger = log.get(__name__)
 
 RELEASE_SECONDS: Final = 2.0
+UNFIT: Final = "romancy.dev/unfit"
+"""Annotation of the Lease: its holder lacks what leading needs. A candidate that has it takes over; while none has, all stays."""
+UNFIT_RENEWALS: Final = 2
+"""A leader says that it is unfit at so many renewals in a row: a database that restarts is no reason to change leaders."""
 END_SECONDS: Final = 10.0
 """How long the body may take to end. Whatever the leader does twice is done once (I6), so two may overlap so long."""
 BACKOFF_SECONDS_MAX: Final = 30.0
@@ -44,11 +48,13 @@ class Lease:
     acquired: str
     renewed: str
     version: str
+    is_unfit: bool = False  # whoever holds it says so: another one should
 
     @classmethod
     def of(cls, thing: Json) -> Self:
         """Read it as the API gives it; any field may be missing."""
         spec = thing.get("spec") or {}
+        annotations = thing["metadata"].get("annotations") or {}
         return cls(
             holder=spec.get("holderIdentity") or "",
             seconds=float(spec.get("leaseDurationSeconds") or 1),
@@ -56,6 +62,7 @@ class Lease:
             acquired=spec.get("acquireTime") or "",
             renewed=spec.get("renewTime") or "",
             version=thing["metadata"]["resourceVersion"],
+            is_unfit=UNFIT in annotations,
         )
 
 
@@ -73,6 +80,7 @@ class Elector:
         renew_deadline_seconds: float,
         retry_seconds: float,
         end_seconds: float = END_SECONDS,
+        is_fit: Callable[[], bool] = lambda: True,
     ) -> None:
         """A candidate of that identity, which must differ from that of every other process, also of one before.
 
@@ -81,6 +89,7 @@ class Elector:
             renew_deadline_seconds: a leader that could not renew for so long stops by itself; shorter than the lease.
             retry_seconds: between two tries of anything that failed, give or take 20 %.
             end_seconds: how long the body may take to end when it is cancelled.
+            is_fit: whether this process has what leading needs. An unfit one leads as well, as long as nobody is better.
         """
         assert 0 < retry_seconds <= renew_deadline_seconds < lease_seconds
         self.identity = identity
@@ -90,7 +99,8 @@ class Elector:
         self._kube, self._namespace, self._name = kube, namespace, name
         self._lease_seconds = max(1, round(lease_seconds))
         self._deadline_seconds, self._retry_seconds = renew_deadline_seconds, retry_seconds
-        self._end_seconds = end_seconds
+        self._end_seconds, self._is_fit = end_seconds, is_fit
+        self._unfit_renewals = 0
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases"
         self._path = f"{self._collection}/{quote(name)}"
 
@@ -160,6 +170,7 @@ class Elector:
 
     async def _win(self) -> tuple[Lease, float]:
         """Wait until the lease is free, and take it. Returns it, and when it was asked for."""
+        self._unfit_renewals = 0
         seen: Lease | None = None
         seen_at = said_at = 0.0
         said: str | None = None
@@ -173,7 +184,12 @@ class Elector:
                     # Its times are of another clock: what counts is how long we ourselves have seen no change.
                     seen_at = asked_at
                 seen, self.holder = found, found.holder
-                if found.holder in {"", self.identity} or self._now() >= seen_at + found.seconds:
+                is_free = found.holder in {"", self.identity} or self._now() >= seen_at + found.seconds
+                if is_free or self._is_better_than(found):
+                    if not is_free:
+                        logger.warning(
+                            "leadership_taken", identity=self.identity, holder=found.holder, lease=self._name
+                        )
                     transitions = found.transitions + (found.holder != self.identity)
                     asked_at = self._now()
                     return await self._write(replace(found, transitions=transitions), is_new=True), asked_at
@@ -196,7 +212,7 @@ class Elector:
                         break
                     seen, seen_at = Lease.of(event["object"]), self._now()
                     self.holder = seen.holder
-                    if not seen.holder:
+                    if not seen.holder or self._is_better_than(seen):
                         break
                     waiting.reschedule(seen_at + seen.seconds)
         except TimeoutError:
@@ -207,11 +223,16 @@ class Elector:
             await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))
         return seen, seen_at
 
+    def _is_better_than(self, lease: Lease) -> bool:
+        """Its holder says that it can't do the work, and we can. Its next renewal then fails, and it stops."""
+        return lease.is_unfit and self._is_fit()
+
     async def _renew(self, holding: "Holding") -> None:
         """Renew until the lease is another's, or could not be renewed for the whole deadline; then return."""
         while True:
             await asyncio.sleep(self._lease_seconds / 3 if holding.is_fresh else self._retry_seconds)
             asked_at = self._now()
+            self._unfit_renewals = 0 if self._is_fit() else self._unfit_renewals + 1
             try:
                 async with asyncio.timeout_at(self.trusted_until):
                     holding.lease = await self._write(holding.lease, is_new=False)
@@ -288,12 +309,10 @@ class Elector:
         return await self._put(lease, spec, seconds=self._call_seconds)
 
     async def _put(self, lease: Lease, spec: Json, *, seconds: float) -> Lease:
-        body = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": self._name, "namespace": self._namespace, "resourceVersion": lease.version},
-            "spec": spec,
-        }
+        metadata: Json = {"name": self._name, "namespace": self._namespace, "resourceVersion": lease.version}
+        if self._unfit_renewals >= UNFIT_RENEWALS:
+            metadata["annotations"] = {UNFIT: self.identity}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         return Lease.of(await self._kube.call("PUT", self._path, body, seconds=seconds))
 
     def _spec(self, lease: Lease, *, is_new: bool) -> Json:

@@ -99,9 +99,10 @@ class Mirror:
         gone: Callable[[Seen], None],
         told: Callable[[], None],
         shown: Callable[[Run, int, bool], None],
+        tries: jobs.Tries,
     ) -> None:
         self._kube, self._settings, self._bucket, self._gone = kube, settings, bucket, gone
-        self._clock, self._told, self._shown = clock, told, shown
+        self._clock, self._told, self._shown, self._tries = clock, told, shown, tries
         self._batch = max(settings.status_writes_at_once, round(settings.status_writes_per_second / 2))
         self._woken = asyncio.Event()
         self.refused: dict[str, str] = {}
@@ -156,7 +157,6 @@ class Mirror:
     async def run(self, store: Store, wakeups: Wakeups) -> None:
         """Write what is owed, for ever."""
         wakeups.on_mirror(self.wake)
-        failures = 0
         loop = asyncio.get_running_loop()
         held = Held(self._settings.status_hold_seconds)
         held.heard(loop.time())  # what began before
@@ -167,9 +167,9 @@ class Mirror:
             began_at = loop.time()
             try:
                 count = await self.run_once(store)
-                failures = 0
+                self._tries.done("mirror")
             except jobs.EXPECTED as error:
-                failures += 1
+                failures = self._tries.failed("mirror", error)
                 pause = jobs.backoff_seconds(failures)
                 logger.warning("mirror_failed", failures=failures, error=str(error), again_in_seconds=round(pause, 2))
                 await asyncio.sleep(pause)
