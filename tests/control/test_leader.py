@@ -99,14 +99,9 @@ async def test_an_unfit_leader_is_relieved_as_soon_as_anybody_is_better(
     await _follows(two)
     one.is_fit = two.is_fit = False
 
-    async def says_so() -> None:
-        while "romancy.dev/unfit" not in _annotations(cluster, namespace):
-            await asyncio.sleep(0.05)
-
-    await asyncio.wait_for(says_so(), 5)
+    await _until(lambda: "romancy.dev/unfit" in _annotations(cluster, namespace))
     renewed = _lease(cluster, namespace)["renewTime"]
-    while _lease(cluster, namespace)["renewTime"] == renewed:  # nobody is better: it goes on
-        await asyncio.sleep(0.05)
+    await _until(lambda: _lease(cluster, namespace)["renewTime"] != renewed)  # nobody is better: it goes on
     assert one.leads.is_set()
     two.is_fit = True
     await asyncio.wait_for(two.leads.wait(), 5)
@@ -279,6 +274,12 @@ async def _follows(candidate: Candidate) -> None:
     async with asyncio.timeout(5):
         while not candidate.elector.holder:  # noqa: ASYNC110 - the elector tells nobody what it has seen
             await asyncio.sleep(0.01)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - only the server knows
+            await asyncio.sleep(0.05)
 
 
 async def _any_leads(candidates: list[Candidate]) -> None:

@@ -180,7 +180,7 @@ async def test_an_event_costs_the_same_however_many_wait_for_something_else(
             wanted = key_of("com.shop.paid", {"order": "run-77"})
             [run_id] = [run_id for run_id, name in keys if name == "run-77"]
             found = [
-                await _pages(connection, SQL.read_interest(type="com.shop.paid")),
+                await _pages(connection, SQL.read_interest(types=["com.shop.paid"])),
                 await _pages(connection, SQL.find_waiting(keys=[wanted])),
                 await _pages(
                     connection,

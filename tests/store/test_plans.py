@@ -45,11 +45,13 @@ HOT = {
         ),
         {"due_pkey", "inbox_run_id_source_key"},
     ),
-    "store_event": (
-        SQL.store_event(source="s", event_id="1", type="t", target=None, payload="{}", attributes="{}"),
+    "store_events": (
+        SQL.store_events(
+            sources=["s"], event_ids=["1"], types=["t"], targets=[None], payloads=["{}"], attributes=["{}"]
+        ),
         {"event_source_event_id_key"},
     ),
-    "read_interest": (SQL.read_interest(type="t"), {"shape_pkey", "starter_type"}),
+    "read_interest": (SQL.read_interest(types=["t"]), {"shape_pkey", "starter_type"}),
     "find_waiting": (SQL.find_waiting(keys=[uuid4()]), {"subscription_key"}),
     "find_events": (
         SQL.find_events(run_ids=[uuid4()], matches=["{}"], sinces=[None], limit=9),

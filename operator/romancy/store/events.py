@@ -1,8 +1,8 @@
 """Events: stored once, and brought to the runs that wait for them; and those that runs begin to wait for later."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -14,7 +14,7 @@ from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
 from romancy.model.outbox import OutboxRow
 from romancy.model.run import NAME_MAX, Form, NewRun, run_id_of
-from romancy.store.interface import Receipt, Starter
+from romancy.store.interface import Receipt, Sending, Starter
 from romancy.store.messages import Messages
 from romancy.store.queries import SQL
 from romancy.store.runs import Runs
@@ -31,66 +31,95 @@ class Events(Runs, Messages):
     async def send_event(
         self, event: CloudEvent, *, to: UUID | None = None, bytes_max: int = PAYLOAD_BYTES_MAX
     ) -> Receipt:
-        """Store an event, and bring it to all open runs that wait for it, or to one run whether it waits or not.
+        """The same as `send_events` for one event, to all that wait for it or to one run."""
+        [receipt] = await self.send_events([Sending(event, to)], bytes_max=bytes_max)
+        return receipt
 
-        The same source and id is the same event: sent again, what a crash has kept from its receivers is made up for.
+    async def send_events(self, sent: Sequence[Sending], *, bytes_max: int = PAYLOAD_BYTES_MAX) -> list[Receipt]:
+        """Store events, and bring each to all open runs that wait for it, or to one run whether it waits or not.
+
+        The same source and id is the same event: sent again, what a crash has kept from its receivers is made up for. However
+        many there are, it takes a constant number of statements.
 
         Args:
-            to: a run; nothing happens if it is done or unknown.
+            sent: each with the run that it is for; nothing happens if that is done or unknown.
             bytes_max: the largest event.
 
+        Returns:
+            A receipt for each, in order.
+
         Raises:
-            EventInvalidError: an attribute is missing or wrong.
-            PayloadTooLargeError: it is larger than a payload may be.
-            PayloadRefusedError: it can't be stored; nothing was.
+            EventInvalidError: an attribute is missing or wrong; nothing was stored.
+            PayloadTooLargeError: one is larger than a payload may be; nothing was stored.
+            PayloadRefusedError: one can't be stored; nothing was.
         """
-        text = event.as_text()
-        if (size := size_bytes([text])) > bytes_max:
-            raise PayloadTooLargeError(what=f"event {event.id!r}", size_bytes=size, max_bytes=bytes_max)
-        number, is_new = await self._store_event(event, text, to)
-        if to is not None:
-            return Receipt(await self.send([_brings(to, number)]), 0, is_new)
-        shapes, starters = await self._read_interest(event.type)
-        keys = events.keys_of(event, shapes)
-        waiting = await self._find_waiting(keys) if keys else []
-        started = await self._start_by(event, starters) if starters else 0
-        return Receipt(await self.send([_brings(run_id, number) for run_id in waiting]), started, is_new)
+        texts = [each.event.as_text() for each in sent]
+        for each, text in zip(sent, texts, strict=True):
+            if (size := size_bytes([text])) > bytes_max:
+                raise PayloadTooLargeError(what=f"event {each.event.id!r}", size_bytes=size, max_bytes=bytes_max)
+        stored = await self._store_events(sent, texts)
+        interest = await self._read_interest({each.event.type for each in sent if each.to is None})
+        keys = [
+            [] if each.to is not None else events.keys_of(each.event, interest.shapes.get(each.event.type, ()))
+            for each in sent
+        ]
+        waiting = await self._find_waiting({key for of_one in keys for key in of_one})
+        started = await self._start_by(sent, interest)
+        messages = []
+        for each, (number, _), of_one in zip(sent, stored, keys, strict=True):
+            runs = {run_id for key in of_one for run_id in waiting.get(key, ())} if each.to is None else {each.to}
+            messages += [_brings(run_id, number) for run_id in sorted(runs)]
+        brought = await self._send(messages) if messages else Counter[int | None]()
+        receipts = []
+        for (number, is_new), count in zip(stored, started, strict=True):
+            receipts.append(Receipt(brought.pop(number, 0), count, is_new))  # who sends it twice at once is told once
+        return receipts
 
-    async def _store_event(self, event: CloudEvent, text: str, to: UUID | None) -> tuple[int, bool]:
-        statement = SQL.store_event(
-            source=event.source,
-            event_id=event.id,
-            type=event.type,
-            target=to,
-            payload=text,
-            attributes=json.dumps(events.attributes_of(event)),
+    async def _store_events(self, sent: Sequence[Sending], texts: Sequence[str]) -> list[tuple[int, bool]]:
+        statement = SQL.store_events(
+            sources=[each.event.source for each in sent],
+            event_ids=[each.event.id for each in sent],
+            types=[each.event.type for each in sent],
+            targets=[each.to for each in sent],
+            payloads=texts,
+            attributes=[json.dumps(events.attributes_of(each.event)) for each in sent],
         )
+        new: set[int] = set()
         for _ in range(_TRIES_MAX):
-            [row] = await self._fetch(statement)
-            if row["id"] is not None:
-                return int(row["id"]), bool(row["is_new"])
-        raise StoreUnavailableError(f"event {event.id!r} of {event.source!r} was sent by others at the same time")
+            rows = await self._fetch(statement)
+            new.update(row["id"] for row in rows if row["is_new"])
+            if all(row["id"] is not None for row in rows):
+                return [(row["id"], row["id"] in new) for row in rows]
+        raise StoreUnavailableError(f"event {sent[0].event.id!r} or one with it was sent by others at the same time")
 
-    async def _read_interest(self, type: str) -> tuple[list[list[str]], list[tuple[str, Starter]]]:
-        """The sets of attributes that are asked for with a type; namespaces, and the workflows that it starts there."""
-        rows = await self._fetch(SQL.read_interest(type=type))
-        shapes = [json.loads(row["attributes"]) for row in rows if row["attributes"] is not None]
-        starters = [
-            (row["namespace"], Starter(row["workflow"], type, json.loads(row["wanted"]), Form(row["form"])))
-            for row in rows
-            if row["workflow"] is not None
-        ]
-        return shapes, starters
+    async def _read_interest(self, types: Collection[str]) -> "_Interest":
+        """What anybody asks for with these types, and what they start."""
+        interest = _Interest()
+        for row in await self._fetch(SQL.read_interest(types=sorted(types))) if types else ():
+            if row["attributes"] is not None:
+                interest.shapes[row["type"]].append(json.loads(row["attributes"]))
+            else:
+                starter = Starter(row["workflow"], row["type"], json.loads(row["wanted"]), Form(row["form"]))
+                interest.starters[row["type"]].append((row["namespace"], starter))
+        return interest
 
-    async def _start_by(self, event: CloudEvent, starters: Sequence[tuple[str, Starter]]) -> int:
-        """Start the runs that an event starts, once: their names are made of it. How many are new."""
-        attributes = events.attributes_of(event)
-        new = [
-            _started_by(event, namespace, starter)
-            for namespace, starter in starters
-            if events.matches(starter.type, starter.where, event, attributes)
-        ]
-        return sum(started.existing is None for started in await self.start_runs(new))
+    async def _start_by(self, sent: Sequence[Sending], interest: "_Interest") -> list[int]:
+        """Start the runs that events start, once: their names are made of them. How many are new, for each event."""
+        new: list[tuple[int, NewRun]] = []
+        for place, each in enumerate(sent):
+            if each.to is None and (starters := interest.starters.get(each.event.type)):
+                attributes = events.attributes_of(each.event)
+                new += [
+                    (place, _started_by(each.event, namespace, starter))
+                    for namespace, starter in starters
+                    if events.matches(starter.type, starter.where, each.event, attributes)
+                ]
+        counts = [0] * len(sent)
+        if new:
+            answers = await self.start_runs([run for _, run in new])
+            for (place, _), answer in zip(new, answers, strict=True):
+                counts[place] += answer.existing is None
+        return counts
 
     async def set_starters(self, namespace: str, offered: Sequence[str], starters: Sequence[Starter]) -> None:
         """Say which of the offered workflows events start, and by which."""
@@ -105,8 +134,11 @@ class Events(Runs, Messages):
             )
         )
 
-    async def _find_waiting(self, keys: Sequence[UUID]) -> list[UUID]:
-        return [row["run_id"] for row in await self._fetch(SQL.find_waiting(keys=list(keys)))]
+    async def _find_waiting(self, keys: Collection[UUID]) -> dict[UUID, list[UUID]]:
+        found: dict[UUID, list[UUID]] = {}
+        for row in await self._fetch(SQL.find_waiting(keys=sorted(keys))) if keys else ():
+            found.setdefault(row["key"], []).append(row["run_id"])
+        return found
 
     async def subscribe(self, rows: Sequence[OutboxRow]) -> None:
         """Subscribe runs, and bring them what has come already and they have not had."""
@@ -165,6 +197,14 @@ class Events(Runs, Messages):
     async def unsubscribe_all(self, run_ids: Sequence[UUID]) -> None:
         """Runs that are done wait for nothing."""
         await self._fetch(SQL.unsubscribe_all(run_ids=list(run_ids)))
+
+
+class _Interest:
+    """By type: the sets of attributes that are asked for; namespaces, and the workflows that it starts there."""
+
+    def __init__(self) -> None:
+        self.shapes: defaultdict[str, list[list[str]]] = defaultdict(list)
+        self.starters: defaultdict[str, list[tuple[str, Starter]]] = defaultdict(list)
 
 
 class _Look:

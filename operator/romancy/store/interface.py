@@ -261,6 +261,14 @@ class Receipt:
 
 
 @record
+class Sending:
+    """An event on its way: to all that wait for it, or (`to`) to one run."""
+
+    event: CloudEvent
+    to: UUID | None = None
+
+
+@record
 class Starter:
     """A workflow that events of a type start, if their attributes are these."""
 
@@ -388,6 +396,10 @@ class Store(Protocol):
     # events
     async def send_event(self, event: CloudEvent, *, to: UUID | None = None) -> Receipt:
         """Store an event and bring it to all open runs that wait for it, or to one run. The same source and id is one event."""
+        ...
+
+    async def send_events(self, sent: Sequence[Sending]) -> list[Receipt]:
+        """The same for many at once, in a constant number of statements."""
         ...
 
     async def set_starters(self, namespace: str, offered: Sequence[str], starters: Sequence[Starter]) -> None:

@@ -1,6 +1,7 @@
 """The inbox: the only way in. Messages are stored and their runs woken in one transaction (I7)."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -31,11 +32,15 @@ class Messages(Connected):
         Raises:
             PayloadRefusedError: a text can't be stored; nothing was.
         """
+        return (await self._send(messages)).total()
+
+    async def _send(self, messages: Sequence[Message]) -> "Counter[int | None]":
+        """The same; how many were new by the event that they bring, or None."""
         new: dict[tuple[UUID, str], Message] = {}
         for message in messages:
             size_bytes([message.source, message.payload])
             new.setdefault((message.run_id, message.source), message)
-        rest, stored = list(new.values()), 0
+        rest, stored = list(new.values()), Counter[int | None]()
         while rest:
             part, rest = rest[:MESSAGES_MAX], rest[MESSAGES_MAX:]
             stored += await self._send_part(part)
@@ -58,7 +63,7 @@ class Messages(Connected):
             )
         )
 
-    async def _send_part(self, messages: Sequence[Message]) -> int:
+    async def _send_part(self, messages: Sequence[Message]) -> "Counter[int | None]":
         statement = SQL.send(
             run_ids=[message.run_id for message in messages],
             kinds=[message.kind for message in messages],
@@ -78,7 +83,9 @@ class Messages(Connected):
                     raise
                 met = error
             else:
-                return int(row["stored"])
+                brought = Counter[int | None](row["event_ids"])
+                brought[None] = row["stored"] - brought.total()
+                return brought
         raise StoreUnavailableError(f"the same messages were sent by others {_MEETINGS_MAX} times over") from met
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]:

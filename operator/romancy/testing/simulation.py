@@ -52,7 +52,7 @@ _SAVES: Final = frozenset(
             SQL.set_values,
             SQL.unsubscribe_all,
             SQL.delete_sent,
-            SQL.store_event,
+            SQL.store_events,
             SQL.fix_modes,
             SQL.enqueue,
             SQL.demand,

@@ -1,22 +1,33 @@
--- name: store_event
--- An event, once for each source and id. Row: its number, and whether it is new; the number is null if another connection is
--- just storing it: asked again it is found. Index: event (source, event_id).
-with stored as (
-    insert into event (source, event_id, type, target, payload, attributes)
-    values (:source::text, :event_id::text, :type::text, :target::uuid, :payload::text, :attributes::text::jsonb)
+-- name: store_events
+-- Events, once for each source and id, numbered in the order given; stored in the order of source and id, so that two who send the
+-- same can't deadlock. Row: place, number, and whether it is new; the number is null if another connection is just storing it: asked
+-- again it is found. Index: event (source, event_id).
+with given as materialized (
+    select g.place, g.source, g.event_id, g.type, g.target, g.payload, g.attributes,
+           nextval(pg_get_serial_sequence('event', 'id')) as number
+      from unnest(:sources::text[], :event_ids::text[], :types::text[], :targets::uuid[], :payloads::text[], :attributes::text[])
+           with ordinality as g(source, event_id, type, target, payload, attributes, place)
+), stored as (
+    insert into event (id, source, event_id, type, target, payload, attributes) overriding system value
+    select number, source, event_id, type, target, payload, attributes::jsonb from given order by source, event_id, place
     on conflict (source, event_id) do nothing
     returning id
 )
-select coalesce((select stored.id from stored),
-                (select event.id from event where event.source = :source::text and event.event_id = :event_id::text)) as id,
-       exists (select from stored) as is_new;
+select given.place, coalesce(new.id, known.id) as id, new.id is not null as is_new
+  from given
+  left join lateral (select stored.id from stored where stored.id = given.number) as new on true
+  left join lateral (select event.id from event
+                      where event.source = given.source and event.event_id = given.event_id) as known on true
+ order by given.place;
 
 -- name: read_interest
--- The sets of attributes that anybody has asked for with a type, and the workflows that it starts. Always after the event has been
--- committed: whoever subscribes meanwhile looks back after that, and one of both sees the other. Index: shape's key, starter_type.
-select shape.attributes, null as namespace, null as workflow, null as wanted, null as form from shape where shape.type = :type::text
+-- The sets of attributes that anybody has asked for with these types, and the workflows that they start. Always after the events have
+-- been committed: whoever subscribes meanwhile looks back after that, and one of both sees the other. Index: shape's key, starter_type.
+select shape.type, shape.attributes, null as namespace, null as workflow, null as wanted, null as form
+  from unnest(:types::text[]) as asked(type) join shape on shape.type = asked.type
 union all
-select null, starter.namespace, starter.workflow, starter.wanted, starter.form from starter where starter.type = :type::text;
+select starter.type, null, starter.namespace, starter.workflow, starter.wanted, starter.form
+  from unnest(:types::text[]) as asked(type) join starter on starter.type = asked.type;
 
 -- name: set_starters
 -- What a worker says of the workflows that it offers: which of them events start, and that the others are started by none.
@@ -35,7 +46,7 @@ on conflict (namespace, workflow) do update
 
 -- name: find_waiting
 -- The runs that have subscribed to any of these keys. Index: subscription_key: what others wait for costs nothing.
-select distinct subscription.run_id
+select distinct probe.key, subscription.run_id
   from unnest(:keys::uuid[]) as probe(key)
   join subscription on subscription.key = probe.key;
 

@@ -2,7 +2,7 @@
 -- Stores messages and wakes their runs: both touch the run's due row, so that a park on its way sees the new version or the
 -- wake-up sees the parked run (I7). A row's number is the version after its update. A waiting run is due now; a delayed,
 -- suspended or blocked one keeps its time, but a cancel wakes delayed and suspended ones, a resume suspended ones.
--- Row: how many were new. 23505: the same message was on its way; sent again it is found.
+-- Row: how many were new, and the events that they brought, each as often as it was. 23505: the same message was on its way; sent again it is found.
 -- Order of locks: due rows by id, then what they guard. Index: the primary keys, inbox (run_id, source).
 with mail as materialized (
     select m.run_id, m.kind, m.source, m.payload, m.event_id,
@@ -35,9 +35,10 @@ with mail as materialized (
     insert into inbox (run_id, number, kind, source, payload, event_id)
     select mail.run_id, changed.before + mail.nth, mail.kind, mail.source, mail.payload, mail.event_id
       from changed join mail on mail.run_id = changed.id
-    returning run_id
+    returning event_id
 )
 select (select count(*) from stored) as stored,
+       array(select event_id from stored where event_id is not null) as event_ids,
        (select count(pg_notify(:due_channel::text, queue))
           from (select distinct queue from changed where is_due) as woken) as queues_notified,
        (select count(pg_notify(:inbox_channel::text || worker_id, run_ids))

@@ -12,24 +12,39 @@ from romancy.testing.memory.tables import EventRow, Row, Tables
 class Events(Tables):
     """Events, and who waits for them."""
 
-    def store_event(
-        self, *, source: str, event_id: str, type: str, target: UUID | None, payload: str, attributes: str
+    def store_events(
+        self,
+        *,
+        sources: Sequence[str],
+        event_ids: Sequence[str],
+        types: Sequence[str],
+        targets: Sequence[UUID | None],
+        payloads: Sequence[str],
+        attributes: Sequence[str],
     ) -> list[Row]:
-        for number, row in self.event.items():
-            if (row.source, row.event_id) == (source, event_id):
-                return [{"id": number, "is_new": False}]
-        self.events_ever += 1
-        new = EventRow(source, event_id, type, target, self.clock.now(), payload, json.loads(attributes))
-        self.event[self.events_ever] = new
-        return [{"id": self.events_ever, "is_new": True}]
+        known = {(row.source, row.event_id): number for number, row in self.event.items()}
+        rows: list[Row] = []
+        given = zip(sources, event_ids, types, targets, payloads, attributes, strict=True)
+        for place, (source, event_id, type, target, payload, searched) in enumerate(given, 1):
+            self.events_ever += 1
+            number = known.setdefault((source, event_id), self.events_ever)
+            is_new = number == self.events_ever
+            if is_new:
+                now = self.clock.now()
+                self.event[number] = EventRow(source, event_id, type, target, now, payload, json.loads(searched))
+            rows.append({"place": place, "id": number, "is_new": is_new})
+        return rows
 
-    def read_interest(self, *, type: str) -> list[Row]:
+    def read_interest(self, *, types: Sequence[str]) -> list[Row]:
         nothing = dict.fromkeys(("attributes", "namespace", "workflow", "wanted", "form"))
-        shapes = [{**nothing, "attributes": attributes} for of, attributes in sorted(self.shape) if of == type]
+        asked = set(types)
+        shapes = [
+            {**nothing, "type": of, "attributes": attributes} for of, attributes in sorted(self.shape) if of in asked
+        ]
         return shapes + [
-            {**nothing, "namespace": namespace, "workflow": workflow, "wanted": wanted, "form": form}
+            {"type": of, "attributes": None, "namespace": namespace, "workflow": workflow, "wanted": wanted, "form": form}
             for (namespace, workflow), (of, wanted, form) in sorted(self.starter.items())
-            if of == type
+            if of in asked
         ]
 
     def set_starters(
@@ -50,7 +65,11 @@ class Events(Tables):
 
     def find_waiting(self, *, keys: Sequence[UUID]) -> list[Row]:
         wanted = set(keys)
-        return [{"run_id": run_id} for run_id, made in self.subscription.items() if wanted & set(made.values())]
+        return [
+            {"key": key, "run_id": run_id}
+            for run_id, made in self.subscription.items()
+            for key in sorted(wanted & set(made.values()))
+        ]
 
     def subscribe(
         self,
