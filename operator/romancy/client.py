@@ -1,6 +1,7 @@
 """Start runs and ask about them, without running any: everything goes through the database."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from romancy.errors import (
     ChannelInvalidError,
     EventInvalidError,
     FilterError,
+    PayloadTooLargeError,
     RunExistsError,
     RunNotFoundError,
     SettingsError,
@@ -28,11 +30,11 @@ from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
-from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN, NAME_MAX, NewRun, Phase, Reason, Run, run_id_of
+from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN, NAME_MAX, Form, NewRun, Phase, Reason, Run, run_id_of
 from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
-from romancy.sdk.workflow import Workflow
+from romancy.sdk.workflow import Options, Workflow
 from romancy.store.interface import Purgeable, Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
 from romancy.store.purge import purge
@@ -100,9 +102,35 @@ class Handle[R]:
             finally:
                 client.unwatch(run_id, left)
 
-    async def cancel(self, message: str = "") -> bool:
-        """Ask the run to end: it may clean up, and what is done is compensated. False if it had ended, or was asked before."""
-        return await self._send(MessageKind.CANCEL, "client:cancel", {"reason": Reason.CANCELLED, "message": message})
+    async def wait(self, *, timeout: float | None = None) -> Run:
+        """Wait for the end of the run, however it ends.
+
+        Args:
+            timeout: in seconds; the run goes on after it.
+
+        Returns:
+            The run, which is done; or, when `timeout` is over, as it is then.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        run = await self.info()
+        if not run.is_done:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._outcome(run.id)
+            run = await self.info()
+        return run
+
+    async def cancel(self, message: str = "", *, by: str = "") -> bool:
+        """Ask the run to end: it may clean up, and what is done is compensated. False if it had ended, or was asked before.
+
+        Args:
+            by: who asks; kept with the run, as for `suspend` and `resume`.
+        """
+        text = f"{message or 'cancelled'} (by {by})" if by else message
+        said = {"reason": Reason.CANCELLED, "message": text, "by": by}
+        return await self._send(MessageKind.CANCEL, "client:cancel", said)
 
     async def values(self) -> dict[str, Any]:
         """What the run shows to outsiders, by `ctx.set_value`: plain values of JSON by name.
@@ -113,17 +141,18 @@ class Handle[R]:
         run_id = self._run_id or (await self.info()).id
         return {name: json.loads(text) for name, text in (await self._client.store.read_values(run_id)).items()}
 
-    async def suspend(self) -> bool:
+    async def suspend(self, *, by: str = "") -> bool:
         """Let running activities end, and start no new ones until it is resumed. Time goes on."""
-        return await self._send(MessageKind.SUSPEND, f"client:suspend:{uuid4()}", {})
+        return await self._send(MessageKind.SUSPEND, f"client:suspend:{uuid4()}", {"by": by})
 
-    async def resume(self) -> bool:
+    async def resume(self, *, by: str = "") -> bool:
         """Let a suspended run go on."""
-        return await self._send(MessageKind.RESUME, f"client:resume:{uuid4()}", {})
+        return await self._send(MessageKind.RESUME, f"client:resume:{uuid4()}", {"by": by})
 
     async def _send(self, kind: MessageKind, source: str, content: Mapping[str, str]) -> bool:
         run_id = self._run_id or (await self.info()).id
-        return await self._client.store.send([Message(run_id, kind, source, json.dumps(content))]) > 0
+        payload = json.dumps({name: value for name, value in content.items() if value or name != "by"})
+        return await self._client.store.send([Message(run_id, kind, source, payload)]) > 0
 
     def _value(self, outcome: Outcome) -> R:
         name = self._name or str(self._run_id)
@@ -226,12 +255,49 @@ class Client:
             PayloadError: an argument can't be stored.
             TypeError: the arguments don't fit, as in any Python call.
         """
-        new = self._new_run(workflow, args, kwargs)
+        text = workflow.encode_input(args, kwargs, bytes_max=self._payload_bytes_max)
+        new = self._new_run(workflow.name, text, workflow.signature.form, workflow.start_options)
         if (delay := workflow.start_options.delay) is not None:
             # By the database's clock, which decides when it is due.
             new = replace(new, start_at=await self.store.now() + delay)
         await self._start(workflow, new)
         return Handle(self, new.id, name=new.name, result=workflow.signature.result)
+
+    async def start_by_name(
+        self,
+        workflow: str,
+        input: Mapping[str, Any],  # noqa: A002 - the word of WorkflowRun
+        *,
+        id: str | None = None,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        delay: timedelta | None = None,
+        timeout: timedelta | None = None,
+    ) -> tuple[Run, bool]:
+        """Start a run of a workflow whose code is not here; the first worker that claims it decides whether the input fits.
+
+        Returns:
+            The run, and whether it is new.
+
+        Raises:
+            ValueError: an option is out of its range.
+            RunExistsError: the id belongs to another workflow, or another input.
+            PayloadError: the input can't be stored.
+        """
+        options = Options(
+            id=id, namespace=namespace, labels=dict(labels or {}), priority=priority, delay=delay, timeout=timeout
+        )
+        text = json.dumps(input, allow_nan=False, separators=(",", ":"))
+        if len(text) > self._payload_bytes_max:
+            raise PayloadTooLargeError(what="the input", size_bytes=len(text), max_bytes=self._payload_bytes_max)
+        new = self._new_run(workflow, text, None, options)
+        if delay:
+            new = replace(new, start_at=await self.store.now() + delay)
+        [started] = await self.store.start_runs([new])
+        if started.existing is not None:
+            refuse_other(new, started.existing)
+        return await self.read(new.id, ""), started.existing is None
 
     async def send_event(
         self,
@@ -478,17 +544,16 @@ class Client:
         if started.existing is not None:
             refuse_other(new, started.existing)
 
-    def _new_run(self, workflow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewRun:
-        options = workflow.start_options
+    def _new_run(self, workflow: str, text: str, form: Form | None, options: Options) -> NewRun:
         namespace = options.namespace or self.namespace
-        name = options.id or f"{workflow.name[: NAME_MAX - 13].replace('_', '-')}-{uuid4().hex[:12]}"
+        name = options.id or f"{workflow[: NAME_MAX - 13].replace('_', '-')}-{uuid4().hex[:12]}"
         return NewRun(
             id=run_id_of(namespace, name),
             namespace=namespace,
             name=name,
-            workflow=workflow.name,
-            input=workflow.encode_input(args, kwargs, bytes_max=self._payload_bytes_max),
-            form=workflow.signature.form,
+            workflow=workflow,
+            input=text,
+            form=form,
             priority=options.priority,
             timeout_seconds=options.timeout.total_seconds() if options.timeout else None,
             labels=dict(options.labels),

@@ -319,6 +319,67 @@ class WorkflowNotRegisteredError(RomancyError):
         super().__init__(f"no worker has workflow {name!r} ({known} known)", hint=hint)
 
 
+# --- what the HTTP API refuses ------------------------------------------------------------------------------------
+
+
+class RequestInvalidError(RomancyError):
+    """A request of the HTTP API is not as its OpenAPI document says."""
+
+    reason = "RequestInvalid"
+
+
+class UnauthenticatedError(RomancyError):
+    """The caller has no token, or one that nobody vouches for. Says no more: whoever guesses must not learn from it."""
+
+    reason = "Unauthenticated"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "who calls is not known", hint="send `Authorization: Bearer TOKEN` with a token that is valid here and now"
+        )
+
+
+class ForbiddenError(RomancyError):
+    """The caller is known and may not do this."""
+
+    reason = "Forbidden"
+
+    def __init__(self, caller: str, verb: str, resource: str, namespace: str | None) -> None:
+        where = f"in namespace {namespace}" if namespace else "in all namespaces"
+        super().__init__(
+            f"{caller} may not {verb} {resource} {where}",
+            hint="ask for a role that allows it, as `kubectl auth can-i` tells",
+        )
+
+
+class AuthorityUnavailableError(RomancyError):
+    """Whoever knows the callers and their rights gives no answer; nothing is allowed meanwhile."""
+
+    reason = "AuthorityUnavailable"
+
+
+class TooManyRequestsError(RomancyError):
+    """More than is answered at once, or of one caller in a time."""
+
+    reason = "TooManyRequests"
+
+    def __init__(self, what: str, *, retry_after_seconds: float) -> None:
+        super().__init__(what, hint=f"try again in {retry_after_seconds:.0f} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class MediaTypeError(RomancyError):
+    """The body is of a kind that is not read here."""
+
+    reason = "MediaTypeUnsupported"
+
+
+class RequestTooSlowError(RomancyError):
+    """The body did not come in time; nothing was done."""
+
+    reason = "RequestTooSlow"
+
+
 # --- the store -----------------------------------------------------------------------------------------------------
 
 

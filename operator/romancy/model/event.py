@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
@@ -74,12 +75,14 @@ class CloudEvent:
                     f"an event needs {name!r}: a text of 1 to {NAME_CHARS_MAX} characters, not {value!r:.80}",
                     hint="id and source together name an event: the same pair twice is the same event",
                 )
+            _refuse_unstorable(name, value)
         if self.time is not None and self.time.tzinfo is None:
             raise EventInvalidError("the time of an event needs a time zone", hint="datetime(..., tzinfo=UTC)")
         for name in ("subject", "datacontenttype", "dataschema"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise EventInvalidError(f"{name!r} of an event is a text that is not empty, not {value!r:.80}")
+            _refuse_unstorable(name, value or "")
         for name, extension in self.extensions.items():
             if not ((name.isalnum() and name.isascii() and name.islower()) or name.isdecimal()) or name in _CONTEXT:
                 raise EventInvalidError(
@@ -88,6 +91,12 @@ class CloudEvent:
                 )
             if not isinstance(extension, (str, int, bool)):
                 raise EventInvalidError(f"extension {name!r} is a text, an integer or a bool, not {extension!r:.80}")
+
+
+def _refuse_unstorable(name: str, value: str) -> None:
+    """What no attribute may hold (section 3.1): control characters, and halves of surrogate pairs."""
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
+        raise EventInvalidError(f"{name!r} of an event holds a control character or half a surrogate: {value!r:.80}")
 
 
 def read(text: str) -> CloudEvent:

@@ -42,7 +42,14 @@ class Events(Tables):
             {**nothing, "type": of, "attributes": attributes} for of, attributes in sorted(self.shape) if of in asked
         ]
         return shapes + [
-            {"type": of, "attributes": None, "namespace": namespace, "workflow": workflow, "wanted": wanted, "form": form}
+            {
+                "type": of,
+                "attributes": None,
+                "namespace": namespace,
+                "workflow": workflow,
+                "wanted": wanted,
+                "form": form,
+            }
             for (namespace, workflow), (of, wanted, form) in sorted(self.starter.items())
             if of in asked
         ]

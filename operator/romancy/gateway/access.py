@@ -1,0 +1,262 @@
+"""Who calls, and what they may do: rights on the resources of romancy.dev, so that a cluster's RBAC holds for HTTP too.
+
+`KubernetesAccess` (control) asks the cluster; here is what needs none, and what is common: the token of a request, a short memory
+of answers, and how often a caller may ask.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import Final, Protocol
+
+from aiohttp import hdrs, web
+
+from romancy.base import log
+from romancy.base.clock import Clock
+from romancy.errors import ForbiddenError, TooManyRequestsError, UnauthenticatedError
+from romancy.model.access import Caller, Right
+from romancy.model.record import record
+
+LOG = log.get(__name__)
+
+RUNS: Final = "workflowruns"
+ENGINES: Final = "workflowengines"
+EVENTS: Final = "workflowengines/events"
+REMEMBERED_SECONDS: Final = 10.0
+"""So long an answer holds: a right that is taken away ends after that."""
+REMEMBERED_MAX: Final = 10_000
+TOKEN_CHARS_MAX: Final = 8192
+CALLERS_MAX: Final = 10_000
+FAILED_PER_SECOND: Final = 5.0
+"""Tokens of one address that nobody vouches for; each may cost the cluster a question."""
+
+
+class Access(Protocol):
+    """An authority. It may raise AuthorityUnavailableError; nothing is then allowed."""
+
+    async def identify(self, token: str) -> Caller | None:
+        """Whose token it is; None if nobody vouches for it."""
+        ...
+
+    async def may(self, caller: Caller, right: Right) -> bool: ...
+
+
+class Role(StrEnum):
+    """What a static token allows, in its namespaces."""
+
+    VIEWER = "Viewer"  # look at runs
+    OPERATOR = "Operator"  # and start and change them
+    SENDER = "Sender"  # send events, nothing else
+
+
+_VERBS: Final = {
+    Role.VIEWER: frozenset({"get", "list", "watch"}),
+    Role.OPERATOR: frozenset({"get", "list", "watch", "create", "patch", "delete"}),
+}
+ANYBODY: Final = Caller("anybody")
+EVENT_SENDER: Final = Caller("event-sender")
+
+
+@record
+class StaticToken:
+    """One of a list that is given to the process. `namespaces` none: all."""
+
+    name: str
+    role: Role
+    namespaces: frozenset[str] = frozenset()
+
+
+class Tokens:
+    """Tokens that stand in the process' own configuration, for where there is no cluster to ask.
+
+    Args:
+        tokens: by the token's text; kept as digests, so that looking one up tells nothing by its time.
+    """
+
+    def __init__(self, tokens: Mapping[str, StaticToken]) -> None:
+        self._tokens = {_digest(token): each for token, each in tokens.items()}
+        self._by_name = {each.name: each for each in tokens.values()}
+
+    async def identify(self, token: str) -> Caller | None:
+        found = self._tokens.get(_digest(token))
+        return Caller(found.name) if found else None
+
+    async def may(self, caller: Caller, right: Right) -> bool:
+        if (token := self._by_name.get(caller.name)) is None:
+            return False
+        if right.resource == EVENTS:
+            return token.role in {Role.SENDER, Role.OPERATOR} and not token.namespaces
+        if right.verb not in _VERBS.get(token.role, ()):
+            return False
+        if right.resource == ENGINES and right.verb in _VERBS[Role.VIEWER]:
+            return True  # names of workflows and workers
+        return not token.namespaces or right.namespace in token.namespaces
+
+
+class Open:
+    """Everybody may do everything: on loopback, or where somebody else asks who it is."""
+
+    async def identify(self, token: str) -> Caller | None:
+        del token
+        return ANYBODY
+
+    async def may(self, caller: Caller, right: Right) -> bool:
+        del caller, right
+        return True
+
+
+class Remembered:
+    """Answers of another authority, kept for a moment; one question at a time for each of them."""
+
+    def __init__(self, access: Access, clock: Clock) -> None:
+        self._access = access
+        self._callers = _Memory[str, Caller | None](clock)
+        self._rights = _Memory[tuple[str, str, Right], bool](clock)
+
+    async def identify(self, token: str) -> Caller | None:
+        return await self._callers.get(_digest(token), lambda: self._access.identify(token))
+
+    async def may(self, caller: Caller, right: Right) -> bool:
+        key = (caller.name, caller.uid, right)
+        return await self._rights.get(key, lambda: self._access.may(caller, right))
+
+
+class _Memory[K, V]:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[K, tuple[float, asyncio.Future[V]]] = OrderedDict()
+
+    async def get(self, key: K, ask: Callable[[], Awaitable[V]]) -> V:
+        now = self._clock.monotonic()
+        known = self._answers.get(key)
+        if known is None or known[0] <= now or (known[1].done() and known[1].exception() is not None):
+            while len(self._answers) >= REMEMBERED_MAX:
+                self._answers.popitem(last=False)
+            asked = asyncio.ensure_future(ask())
+            asked.add_done_callback(_heard)
+            known = self._answers[key] = (now + REMEMBERED_SECONDS, asked)
+            self._answers.move_to_end(key)
+        return await asyncio.shield(known[1])  # whoever else asks is not to suffer from one who leaves
+
+
+def _heard(asked: "asyncio.Future[object]") -> None:
+    if not asked.cancelled():
+        asked.exception()  # whoever asked has it; if they have left, nobody needs to be told
+
+
+class Gate:
+    """Lets in who may: the one place where a request gets a caller, and a caller a right.
+
+    Args:
+        access: the authority.
+        events_token: lets events in, and nothing else; empty: there is none.
+        are_events_open: events need no token at all.
+        requests_per_second: of one caller, with as much at once after a pause.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        clock: Clock,
+        events_token: str = "",
+        are_events_open: bool = False,
+        requests_per_second: float,
+        events_per_second: float,
+    ) -> None:
+        self._access, self._events_token, self._are_events_open = access, events_token, are_events_open
+        self._is_open = isinstance(access, Open)
+        self._requests = Rates(clock, requests_per_second)
+        self._events = Rates(clock, events_per_second)
+        self._failures = Rates(clock, FAILED_PER_SECOND)
+
+    async def caller(self, request: web.Request) -> Caller:
+        """Who sends this request.
+
+        Raises:
+            UnauthenticatedError: nobody knows.
+            TooManyRequestsError: they ask too often.
+        """
+        token = _bearer(request)
+        if self._is_open:
+            return ANYBODY
+        if not token:
+            raise UnauthenticatedError
+        address = request.remote or ""
+        self._failures.check(address, "tokens that nobody vouches for came from this address")
+        found = await self._access.identify(token) if len(token) <= TOKEN_CHARS_MAX else None
+        if found is None:
+            self._failures.take(address)
+            raise UnauthenticatedError
+        self._requests.take(found.name, f"{found.name} sends too many requests")
+        return found
+
+    async def sender(self, request: web.Request, namespace: str) -> Caller:
+        """Who sends this event, if they may.
+
+        Raises:
+            UnauthenticatedError, ForbiddenError, TooManyRequestsError: as for any request.
+        """
+        token = _bearer(request)
+        if self._are_events_open or self._is_open:
+            caller = ANYBODY
+        elif self._events_token and hmac.compare_digest(token.encode(), self._events_token.encode()):
+            caller = EVENT_SENDER
+        else:
+            caller = await self.caller(request)
+            await self.require(caller, Right("create", EVENTS, namespace))
+        self._events.take(caller.name, f"{caller.name} sends too many events")
+        return caller
+
+    async def require(self, caller: Caller, right: Right) -> None:
+        """Go on only if the caller may.
+
+        Raises:
+            ForbiddenError: they may not.
+        """
+        if not await self.may(caller, right):
+            LOG.info("request_forbidden", caller=caller.name, verb=right.verb, resource=right.resource)
+            raise ForbiddenError(caller.name, right.verb, right.resource, right.namespace)
+
+    async def may(self, caller: Caller, right: Right) -> bool:
+        """Whether the caller may do this there, or everywhere."""
+        return await self._access.may(caller, right)
+
+
+class Rates:
+    """How often each of many may do something: so many a second in the long run, and a second's worth at once."""
+
+    def __init__(self, clock: Clock, per_second: float) -> None:
+        self._clock, self._per_second, self._burst = clock, per_second, max(1.0, per_second)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
+
+    def check(self, who: str, what: str) -> None:
+        """Raises TooManyRequestsError if nothing is left to take."""
+        if (left := self._left(who)) < 1:
+            raise TooManyRequestsError(what, retry_after_seconds=(1 - left) / self._per_second)
+
+    def take(self, who: str, what: str = "") -> None:
+        """Take one; with `what`, raises TooManyRequestsError if there is none."""
+        if what:
+            self.check(who, what)
+        while len(self._buckets) >= CALLERS_MAX:
+            self._buckets.popitem(last=False)
+        self._buckets[who] = (self._left(who) - 1, self._clock.monotonic())
+        self._buckets.move_to_end(who)
+
+    def _left(self, who: str) -> float:
+        left, at = self._buckets.get(who, (self._burst, self._clock.monotonic()))
+        return min(self._burst, left + (self._clock.monotonic() - at) * self._per_second)
+
+
+def _bearer(request: web.Request) -> str:
+    """The token of a request (RFC 6750, section 2.1); empty if it has none."""
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
