@@ -3,11 +3,11 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from romancy.model.codec import digest
 from romancy.model.history import Attempt, Entry, Kind, Message, MessageKind
-from romancy.model.run import Form, NewRun
+from romancy.model.run import Form, NewRun, Phase, Run, Wishes
 from romancy.store.interface import NewWorker
 
 SOME_TIME: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -17,6 +17,35 @@ def a_new_run(**changes: Any) -> NewRun:
     """A run of workflow `flow`, due now, that no resource belongs to."""
     run_id = changes.pop("id", None) or uuid4()
     run = NewRun(id=run_id, namespace="default", name=f"run-{run_id}", workflow="flow", input="{}")
+    return replace(run, **changes)
+
+
+def a_run(phase: Phase = Phase.RUNNING, **changes: Any) -> Run:
+    """A run of workflow `w` as it is shown, begun at `SOME_TIME`."""
+    run = Run(
+        id=UUID(int=7),
+        namespace="shop",
+        name="order",
+        workflow="w",
+        input="{}",
+        form=None,
+        priority=0,
+        phase=phase,
+        reason="",
+        message="",
+        labels={},
+        created_at=SOME_TIME,
+        started_at=SOME_TIME + timedelta(seconds=1),
+        finished_at=SOME_TIME + timedelta(seconds=3.5) if phase.is_done else None,
+        wake_at=None,
+        worker=None,
+        python="3.13",
+        timeout_seconds=None,
+        output=None,
+        failure=None,
+        is_resource=True,
+        wishes=Wishes(),
+    )
     return replace(run, **changes)
 
 

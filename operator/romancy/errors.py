@@ -51,11 +51,12 @@ class NonDeterminismError(BlockingError):
     """The code asked for something else than history holds at the same position."""
 
     reason = "NonDeterminism"
+    advice: ClassVar[str] = "guard the change with ctx.patched(), or deploy the code that wrote this history"
 
     def __init__(self, *, position: int, history: str, code: str) -> None:
         super().__init__(
             f"at position {position} history says {history}, but the code asked for {code}",
-            hint="guard the change with ctx.patched(), or deploy the code that wrote this history",
+            hint=self.advice,
         )
         self.position, self.history, self.code = position, history, code
 
@@ -64,11 +65,12 @@ class StepTooLongError(BlockingError):
     """The workflow's code ran on without asking for anything: an endless loop, or a long computation."""
 
     reason = "StepTooLong"
+    advice: ClassVar[str] = "move long computations into an activity, and await something durable in every endless loop"
 
     def __init__(self, what: str, *, limit: str) -> None:
         super().__init__(
             f"one step of the workflow took {what} without asking for anything; the limit is {limit}",
-            hint="move long computations into an activity, and await something durable in every endless loop",
+            hint=self.advice,
         )
 
 
@@ -76,11 +78,12 @@ class HistoryTooLongError(BlockingError):
     """The run has as many entries as a history may have."""
 
     reason = "HistoryTooLong"
+    advice: ClassVar[str] = "split the work into several runs, or raise ROMANCY_WORKER__HISTORY_ENTRIES_MAX"
 
     def __init__(self, *, entries: int, entries_max: int) -> None:
         super().__init__(
             f"the history has {entries:,} entries; the limit is {entries_max:,}",
-            hint="split the work into several runs, or raise ROMANCY_WORKER__HISTORY_ENTRIES_MAX",
+            hint=self.advice,
         )
 
 
@@ -88,11 +91,14 @@ class HistoryIncompleteError(BlockingError):
     """Entries are missing in the middle of the run's history: the database has lost what was committed."""
 
     reason = "HistoryIncomplete"
+    advice: ClassVar[str] = (
+        "restore the run's history from a backup, or cancel the run; `romancy db verify` names all such runs"
+    )
 
     def __init__(self, *, after: int, found: int) -> None:
         super().__init__(
             f"the history goes from entry {after} to entry {found}: what was between is not in the database any more",
-            hint="restore the run's history from a backup, or cancel the run; `romancy db verify` names all such runs",
+            hint=self.advice,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Self
 from romancy.base.settings import DatabaseSettings
 from romancy.client import Client
 from romancy.model.run import Run
-from romancy.store.interface import WorkerRow
+from romancy.model.worker import WorkerRow
 from romancy.store.verify import find_breaches
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -15,39 +14,12 @@ from romancy.control import conditions
 from romancy.control.conditions import STATUS_BYTES_MAX, Shown, Stalled, of_run
 from romancy.control.resources import WorkflowRunStatus
 from romancy.model import failure
-from romancy.model.run import Phase, Run, Wishes
+from romancy.model.run import Phase, Run
+from tests.builders import a_run
 
 CREATED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NOW = CREATED + timedelta(hours=1)
 SHOWN = Shown(engine="romancy", generation=2)
-
-
-def a_run(phase: Phase = Phase.RUNNING, **changes: Any) -> Run:
-    run = Run(
-        id=UUID(int=7),
-        namespace="shop",
-        name="order",
-        workflow="w",
-        input="{}",
-        form=None,
-        priority=0,
-        phase=phase,
-        reason="",
-        message="",
-        labels={},
-        created_at=CREATED,
-        started_at=CREATED + timedelta(seconds=1),
-        finished_at=CREATED + timedelta(seconds=3.5) if phase.is_done else None,
-        wake_at=None,
-        worker=None,
-        python="3.13",
-        timeout_seconds=None,
-        output=None,
-        failure=None,
-        is_resource=True,
-        wishes=Wishes(),
-    )
-    return replace(run, **changes)
 
 
 def of_type(status: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
@@ -100,13 +72,16 @@ def test_a_run_that_succeeded() -> None:
         ),
         (a_run(Phase.WAITING), "Unknown", "False", "the run waits for something to come"),
         (a_run(Phase.WAITING, message="retry 4 of charge"), "Unknown", "False", "retry 4 of charge"),
-        (a_run(Phase.SUSPENDED), "Unknown", "False", "it goes on when spec.suspend is false"),
+        (a_run(Phase.SUSPENDED), "Unknown", "False", "resume it: romancy resume order -n shop"),
         (a_run(Phase.COMPENSATING), "Unknown", "False", "nothing interrupts that"),
         (
             a_run(Phase.BLOCKED, reason="NonDeterminism", message="at position 3"),
             "Unknown",
             "True",
-            "at position 3 (nothing is lost: it goes on when a worker can run it)",
+            (
+                "at position 3; guard the change with ctx.patched(), or deploy the code that wrote this history "
+                "(nothing is lost: it goes on when a worker can run it)"
+            ),
         ),
         (a_run(Phase.FAILED, reason="WorkflowFailed", message="boom"), "False", "True", "boom"),
         (a_run(Phase.CANCELLED, reason="Deleted"), "False", "False", "the run ended as Cancelled"),

@@ -13,7 +13,8 @@ from romancy.control.engine import Health, status_of
 from romancy.control.pods import is_gone as pod_is_gone
 from romancy.control.resources import WorkflowEngineStatus
 from romancy.model.run import Form
-from romancy.store.interface import Backlog, WorkerRow
+from romancy.model.worker import WorkerRow
+from romancy.store.interface import Backlog
 from romancy.store.postgres import PostgresStore
 from tests.control.conftest import Controlled, claimed, eventually, status_where
 from tests.control.objects import ENGINES, a_run, condition, create, engine_where, path_of

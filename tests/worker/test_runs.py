@@ -27,6 +27,7 @@ from romancy.errors import (
     RunTimedOutError,
 )
 from romancy.model.history import Kind
+from romancy.model.message import message_of
 from romancy.model.run import NewRun, Phase, Reason, Run
 from romancy.sdk.workflow import Workflow
 
@@ -357,7 +358,7 @@ async def test_suspended_activities_end_and_no_new_one_starts(database: Database
         history = await app.store.read_history(run.id)
         assert calls == ["begin one", "open one", "end one"]
         assert [entry.kind for entry in history] == [Kind.ACTIVITY_COMPLETED]
-        assert run.message.startswith("suspended by its owner")
+        assert message_of(run).startswith("suspended by its owner")
         calls.append("open two")
         await handle.resume()
 

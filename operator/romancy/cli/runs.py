@@ -16,7 +16,8 @@ from romancy.cli.dev import RUNNING
 from romancy.client import Client, refuse_other
 from romancy.errors import RomancyError, WorkflowNotRegisteredError, at
 from romancy.model.message import message_of
-from romancy.model.run import NewRun, Run, run_id_of
+from romancy.model.run import NewRun, run_id_of
+from romancy.model.shown import run_as_json
 from romancy.store.postgres import PostgresStore
 
 
@@ -58,7 +59,7 @@ async def show(namespace: str, form: str, filters: Mapping[str, Any]) -> None:
     async with Client(_database()) as client:
         page = await client.list(namespace=namespace, **filters)
     if form == "json":
-        shown = {"runs": [_as_json(run) for run in page], "next": page.next}
+        shown = {"runs": [run_as_json(run) for run in page], "next": page.next}
         click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
         return
     rows = [_HEAD, *[(run.namespace, run.name, run.workflow, run.phase, at(run.created_at)) for run in page]]
@@ -88,30 +89,6 @@ _WHY_MAX = 100
 def _in_a_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _WHY_MAX else f"{line[: _WHY_MAX - 1]}…"
-
-
-def _as_json(run: Run) -> dict[str, Any]:
-    moments = {
-        "created": run.created_at,
-        "started": run.started_at,
-        "finished": run.finished_at,
-        "due": run.wake_at,
-    }
-    return {
-        "id": str(run.id),
-        "namespace": run.namespace,
-        "name": run.name,
-        "workflow": run.workflow,
-        "phase": run.phase.value,
-        "reason": run.reason,
-        "message": message_of(run),
-        "priority": run.priority,
-        "labels": run.labels,
-        **{name: moment and moment.isoformat() for name, moment in moments.items()},
-        "worker": run.worker,
-        "input": json.loads(run.input),
-        "output": None if run.output is None else json.loads(run.output),
-    }
 
 
 def _database() -> DatabaseSettings:

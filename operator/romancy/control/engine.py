@@ -23,7 +23,8 @@ from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, 
 from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
 from romancy.errors import StoreError
 from romancy.model.run import Phase, Run
-from romancy.store.interface import Backlog, RunFilter, Store, WorkerId, WorkerRow
+from romancy.model.worker import WorkerRow
+from romancy.store.interface import Backlog, RunFilter, Store, WorkerId
 from romancy.store.migrate import schema_version
 
 logger = log.get(__name__)

@@ -16,6 +16,7 @@ from romancy.model.history import Attempt, Entry, InboxRow, Message
 from romancy.model.outbox import OutboxRow, Outgoing
 from romancy.model.record import record
 from romancy.model.run import Form, NewRun, Phase, Run, Wishes
+from romancy.model.worker import WorkerRow
 
 WorkerId = int
 
@@ -31,24 +32,6 @@ class NewWorker:
     workflows: Mapping[str, Form]
     build_id: str
     python: str  # minor, "3.12"
-
-
-@record
-class WorkerRow:
-    """A registered worker. `is_expired` by the database's clock; `runs` is how many it holds."""
-
-    id: WorkerId
-    name: str
-    pod_uid: str
-    namespace: str
-    workflows: tuple[str, ...]
-    build_id: str
-    python: str
-    started_at: datetime
-    expires_at: datetime
-    is_expired: bool
-    is_draining: bool
-    runs: int
 
 
 @record

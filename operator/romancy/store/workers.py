@@ -7,7 +7,8 @@ import asyncpg
 
 from romancy.base import log, metrics
 from romancy.errors import StoreUnavailableError
-from romancy.store.interface import NewWorker, Renewal, WorkerId, WorkerRow
+from romancy.model.worker import WorkerRow
+from romancy.store.interface import NewWorker, Renewal, WorkerId
 from romancy.store.notify import due_channel, mirror_channel
 from romancy.store.pool import Connected, application_name, unavailable_as_ours
 from romancy.store.queries import SQL

@@ -709,8 +709,7 @@ class Execution:
 
     def _block(self, error: BlockingError) -> None:
         self._log.error("run_blocked", reason=error.reason, error=error.message, hint=error.hint)
-        message = waiting.storable(f"{error.message}; {error.hint}" if error.hint else error.message)
-        self._let_go(Block(error.reason, message, self._engine.build_id))
+        self._let_go(Block(error.reason, waiting.storable(error.message), self._engine.build_id))
 
     def _tell_begun(self, has_begun: bool) -> None:
         if has_begun and not self._is_there:

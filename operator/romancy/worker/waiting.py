@@ -29,7 +29,7 @@ class Waiting:
 
 SUSPENDED = Waiting(
     Reason.SUSPENDED,
-    "suspended by its owner: no new activity starts until it is resumed (spec.suspend: false)",
+    "",  # what there is to say of it is the same for all: model/message.py
     None,
 )
 
@@ -66,9 +66,7 @@ def of(
     if timer_at is not None:
         more = f" ({len(timers)} timers are open)" if len(timers) > 1 else ""
         return Waiting(Reason.TIMER, f"waiting for a timer until {at(timer_at)}{more}", wake_at)
-    until = (
-        f"; its timeout is at {at(timeout_at)}" if timeout_at is not None else "; cancel it, or correct the workflow"
-    )
+    until = f"; its timeout is at {at(timeout_at)}" if timeout_at is not None else ""
     return Waiting(
         Reason.NOTHING_OPEN,
         "the workflow awaits something that nothing will ever bring: no activity or timer is open" + until,
