@@ -17,7 +17,10 @@ TEXT_MAP: Final[Schema] = {"type": "object", "additionalProperties": TEXT}
 ANY_MAP: Final[Schema] = {"type": "object"}
 NOT_IN_VALUES: Final = frozenset(
     # What the chart itself gives, from other values or from the pod.
-    {"url", "name", "namespace", "pod_uid", "kubeconfig", "enabled", "watch_namespaces", "host", "port"}
+    {
+        *("url", "name", "namespace", "pod_uid", "kubeconfig", "enabled", "watch_namespaces", "host", "port"),
+        "events_token",  # a Secret's: events.existingSecret
+    }
 )
 
 
@@ -69,10 +72,13 @@ def values_schema() -> Schema:
         database=record(existingSecret=TEXT, urlKey=TEXT, url=TEXT, tls=record(existingSecret=TEXT)),
         demo=record(enabled=YES_OR_NO, image=TEXT, storage=TEXT, password={"type": "string", "minLength": 1}),
         scope=record(clusterWide=YES_OR_NO, namespaces=TEXTS),
-        settings=record(**{part: options(part) for part in ("database", "worker", "control", "retention", "log")}),
+        settings=record(
+            **{part: options(part) for part in ("database", "worker", "control", "retention", "gateway", "log")}
+        ),
+        events=record(existingSecret=TEXT, tokenKey=TEXT),
         crds=record(install=YES_OR_NO, keep=YES_OR_NO),
         serviceAccount=record(create=YES_OR_NO, name=TEXT, annotations=TEXT_MAP),
-        rbac=record(create=YES_OR_NO, aggregate=YES_OR_NO),
+        rbac=record(create=YES_OR_NO, aggregate=YES_OR_NO, authDelegator=YES_OR_NO),
         resources=ANY_MAP,
         podDisruptionBudget=record(enabled=YES_OR_NO, maxUnavailable={"type": ["integer", "string"]}),
         autoscaling=record(

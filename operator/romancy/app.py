@@ -2,19 +2,22 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from romancy.base import log
 from romancy.base.clock import SystemClock
-from romancy.base.settings import DatabaseSettings, RetentionSettings, WorkerSettings
+from romancy.base.settings import DatabaseSettings, GatewaySettings, RetentionSettings, WorkerSettings
 from romancy.client import Client
 from romancy.errors import DefinitionError
 from romancy.gateway import server
+from romancy.gateway.access import Access, Open, Tokens, tokens_of
+from romancy.gateway.services import services_of
 from romancy.model import failure
 from romancy.model.command import Outcome
 from romancy.model.run import NewRun
@@ -79,9 +82,34 @@ class App(Client):
         await self.worker.drain()
         await super().__aexit__(kind, error, trace)
 
-    def http(self) -> web.Application:
-        """An aiohttp application to mount anywhere: health now, events and the API in later releases."""
-        return server.application(self.store, [self.worker])
+    def http(
+        self,
+        *,
+        tokens: Mapping[str, str] | None = None,
+        events_token: str = "",
+        is_open: bool = False,
+    ) -> web.Application:
+        """An aiohttp application to mount anywhere: CloudEvents in (`/events`), the API (`/api/v1`), health, metrics.
+
+        Args:
+            tokens: who may use the API: a role (Viewer, Operator, Sender) by token. Without any, nobody may.
+            events_token: lets events in, and nothing else.
+            is_open: everybody may do everything: where the application around it says who gets here.
+
+        Raises:
+            SettingsError: there is no such role.
+        """
+        access: Access = Open() if is_open else Tokens(tokens_of(tokens or {}))
+        settings = GatewaySettings(events_token=SecretStr(events_token))
+        services = services_of(
+            self,
+            access,
+            settings,
+            self.worker.workflows,
+            namespace=self.namespace,
+            payload_bytes_max=self._payload_bytes_max,
+        )
+        return server.application(services, [self.worker])
 
     def watch(self, run_id: UUID) -> "asyncio.Future[Outcome | None]":
         return self.worker.watch(run_id)

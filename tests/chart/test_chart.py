@@ -93,7 +93,10 @@ def test_the_rights_are_those_that_control_is_tested_with(template: Template) ->
     runs = find(rendered, "Role", "shop-romancy-runs")["rules"]
 
     assert rights([*engine, *runs]) == rights([*RULES, PODS, WATCH_LEASE, EVENTS])
-    assert not [each for each in rendered if each["kind"] == "ClusterRoleBinding"]
+    [binding] = [each for each in rendered if each["kind"] == "ClusterRoleBinding"]
+    assert binding["roleRef"]["name"] == "system:auth-delegator"  # tests/e2e/test_access.py uses it
+    without = template(*DATABASE, "--set", "rbac.authDelegator=false")
+    assert not [each for each in without if each["kind"] == "ClusterRoleBinding"]
 
 
 def test_a_whole_cluster_needs_a_cluster_role_and_nothing_else(template: Template) -> None:

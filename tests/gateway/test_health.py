@@ -1,6 +1,7 @@
 """Health: live is the loop alone, ready is everything that work needs."""
 
 from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from romancy import App, workflow
 from romancy.base.settings import DatabaseSettings, GatewaySettings, WorkerSettings
@@ -38,8 +39,9 @@ async def test_mounted_under_a_prefix_in_somebody_s_application(database: Databa
     async with App(database, [health_check], worker=WorkerSettings(name="w")) as app:
         outer = web.Application()
         outer.add_subapp("/romancy/", app.http())
-        async with server.serving(outer, LOCAL) as port:
-            assert (await get(port, "/romancy/healthz/ready"))[0] == 200
+        async with TestServer(outer) as somebodys:
+            assert somebodys.port is not None
+            assert (await get(somebodys.port, "/romancy/healthz/ready"))[0] == 200
 
 
 async def test_the_database_is_away_live_is_not_its_business() -> None:

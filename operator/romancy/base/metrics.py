@@ -43,6 +43,14 @@ def child[M: MetricWrapperBase](metric: M, *values: str) -> M:
     return metric.labels(*values)
 
 
+# --- gateway --------------------------------------------------------------------------------------------------------------
+
+EVENTS_TAKEN: Final = Counter(
+    "romancy_events_taken_total",
+    "Events that came by HTTP and were stored here; those sent again are not counted.",
+    registry=REGISTRY,
+)
+
 # --- worker ---------------------------------------------------------------------------------------------------------------
 
 RUNS_FINISHED: Final = Counter(

@@ -152,6 +152,28 @@ class GatewaySettings(_Part):
     host: str = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: any free port, logged at start."""
+    access: Annotated[str, Field(pattern="^(kubernetes|tokens|open)?$")] = ""
+    """Who may use the API. kubernetes: the cluster says whose a token is, and RBAC on the resources of romancy.dev what they
+    may do. tokens: those of `tokens_file`. open: everybody, everything. By default kubernetes where
+    control is enabled, else tokens."""
+    audiences: Annotated[tuple[str, ...], NoDecode] = ()
+    """Tokens must be made for one of these, separated by commas; none: for the API server itself."""
+    tokens_file: str = ""
+    """A YAML or JSON file: a list of `{name, token, role, namespaces}`; role Viewer, Operator or Sender (of events), no
+    namespaces: all."""
+    events_token: SecretStr = SecretStr("")
+    """With it, and nothing else, events may be sent to `/events`."""
+    events_open: bool = False
+    """Events need no token: where the network says who may send them."""
+    requests_per_second: Annotated[float, Field(gt=0)] = 200
+    """Of one caller, in the long run; a second's worth at once."""
+    events_per_second: Annotated[float, Field(gt=0)] = 5_000
+    """The same for requests that bring events."""
+
+    @field_validator("audiences", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class LogSettings(_Part):

@@ -2,13 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from romancy.base import collector, log, settings
 from romancy.base.clock import SystemClock
+from romancy.client import Client
 from romancy.errors import RomancyError, SettingsError
 from romancy.gateway import server
+from romancy.gateway.access import Access, Open, Remembered, Tokens, read_tokens
+from romancy.gateway.services import services_of
 from romancy.store.postgres import PostgresStore
 from romancy.worker import loader
 from romancy.worker.worker import Worker
@@ -40,9 +44,26 @@ async def run() -> int:
         bury_seconds=options.control.bury_seconds,
         retention=options.retention,
     )
-    store = PostgresStore(options.database)
+    client = Client(options.database, namespace=options.worker.namespace)
+    store = client.store
     # Health is served before the database answers: a pod that waits for it is live, and says why it is not ready.
-    async with server.serving(server.application(store, [worker]), options.gateway):
+    async with (
+        _access(options) as access,
+        server.serving(
+            server.application(
+                services_of(
+                    client,
+                    access,
+                    options.gateway,
+                    worker.workflows,
+                    namespace=options.control.namespace if options.control.enabled else options.worker.namespace,
+                    payload_bytes_max=options.worker.payload_bytes_max,
+                ),
+                [worker],
+            ),
+            options.gateway,
+        ),
+    ):
         if not await _started(store, worker, stop):
             return 0
         control = (
@@ -92,6 +113,24 @@ async def _started(store: PostgresStore, worker: Worker, stop: asyncio.Event) ->
         else:
             return True
     return False
+
+
+@asynccontextmanager
+async def _access(options: settings.Settings) -> AsyncIterator[Access]:
+    """Who says what callers of the API may do."""
+    gateway = options.gateway
+    match gateway.access or ("kubernetes" if options.control.enabled else "tokens"):
+        case "open":
+            LOG.warning("api_open", hint="everybody who reaches the port may do everything: let nobody else reach it")
+            yield Open()
+        case "tokens":
+            yield Tokens(read_tokens(gateway.tokens_file) if gateway.tokens_file else {})
+        case _:
+            from romancy.control.access import KubernetesAccess
+            from romancy.control.kube import Kube
+
+            async with Kube.open(options.control) as kube:
+                yield Remembered(KubernetesAccess(kube, gateway.audiences), SystemClock())
 
 
 def _control() -> Callable[..., Coroutine[Any, Any, None]]:

@@ -18,8 +18,9 @@ import kopf
 from romancy.base import log, metrics
 from romancy.base.clock import Clock
 from romancy.base.settings import ControlSettings
+from romancy.base.version import engine_version
 from romancy.control import jobs, news
-from romancy.control.kube import Json, Kube, KubeError, Target, engine_version, path_of
+from romancy.control.kube import Json, Kube, KubeError, Target, path_of
 from romancy.control.resources import API_VERSION, ENGINES, GROUP, RUNS, VERSION, duration_of, time_of
 from romancy.errors import StoreError
 from romancy.model.run import Phase, Run

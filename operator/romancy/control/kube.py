@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import UUID
@@ -21,6 +20,7 @@ from kubernetes.aio.client import Configuration
 
 from romancy.base import metrics
 from romancy.base.settings import ControlSettings
+from romancy.base.version import engine_version
 from romancy.control.resources import API_VERSION
 from romancy.errors import RomancyError, SettingsError
 
@@ -32,14 +32,6 @@ PAGE: Final = 500
 WATCH_LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # an object is smaller: etcd takes 1.5 MB
 
 Json = dict[str, Any]
-
-
-def engine_version() -> str:
-    """The version of this engine; a checkout that is not installed has none."""
-    try:
-        return version("romancy")
-    except PackageNotFoundError:
-        return "0.dev"
 
 
 HINTS: Final = {

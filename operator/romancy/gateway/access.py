@@ -8,15 +8,16 @@ import asyncio
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+import yaml
 from aiohttp import hdrs, web
 
 from romancy.base import log
 from romancy.base.clock import Clock
-from romancy.errors import ForbiddenError, TooManyRequestsError, UnauthenticatedError
+from romancy.errors import ForbiddenError, SettingsError, TooManyRequestsError, UnauthenticatedError
 from romancy.model.access import Caller, Right
 from romancy.model.record import record
 
@@ -29,6 +30,8 @@ REMEMBERED_SECONDS: Final = 10.0
 """So long an answer holds: a right that is taken away ends after that."""
 REMEMBERED_MAX: Final = 10_000
 TOKEN_CHARS_MAX: Final = 8192
+TOKEN_CHARS_MIN: Final = 16
+_TOKEN_FIELDS: Final = frozenset({"name", "token", "role", "namespaces"})
 CALLERS_MAX: Final = 10_000
 FAILED_PER_SECOND: Final = 5.0
 """Tokens of one address that nobody vouches for; each may cost the cluster a question."""
@@ -67,6 +70,59 @@ class StaticToken:
     name: str
     role: Role
     namespaces: frozenset[str] = frozenset()
+
+
+def tokens_of(roles: Mapping[str, str]) -> "dict[str, StaticToken]":
+    """Tokens of all namespaces, from their roles.
+
+    Raises:
+        SettingsError: there is no such role, or the token is short enough to be guessed.
+    """
+    return {
+        token: static_token(token, name=f"token-{nth}", role=role) for nth, (token, role) in enumerate(roles.items())
+    }
+
+
+def read_tokens(path: str) -> "dict[str, StaticToken]":
+    """Tokens of a file: a list of `{name, token, role, namespaces}` in YAML or JSON.
+
+    Raises:
+        SettingsError: it can't be read, or an element is wrong; the token itself is not in the text.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        kind = error.strerror if isinstance(error, OSError) else "it is no YAML"
+        raise SettingsError(f"tokens_file {path}: {kind}", hint="a list of {name, token, role, namespaces}") from None
+    tokens: dict[str, StaticToken] = {}
+    for nth, each in enumerate(found if isinstance(found, list) else [None]):
+        if not isinstance(each, dict) or not {"name", "token", "role"} <= each.keys() <= _TOKEN_FIELDS:
+            raise SettingsError(
+                f"tokens_file {path}: element {nth} is no token",
+                hint="{name, token, role} and, if not for all, namespaces",
+            )
+        token, name = str(each["token"]), str(each["name"])
+        if token in tokens or any(name == other.name for other in tokens.values()):
+            raise SettingsError(f"tokens_file {path}: {name!r} or its token stands there twice")
+        tokens[token] = static_token(token, name=name, role=str(each["role"]), namespaces=each.get("namespaces") or ())
+    return tokens
+
+
+def static_token(token: str, *, name: str, role: str, namespaces: Iterable[str] = ()) -> "StaticToken":
+    """One token, checked.
+
+    Raises:
+        SettingsError: there is no such role, or the token is short enough to be guessed.
+    """
+    if role not in set(Role):
+        raise SettingsError(f"{name} has role {role!r:.40}", hint=f"roles are {', '.join(Role)}")
+    if len(token) < TOKEN_CHARS_MIN:
+        raise SettingsError(
+            f"the token of {name} has {len(token)} characters",
+            hint=f"at least {TOKEN_CHARS_MIN}: `openssl rand -hex 20`",
+        )
+    return StaticToken(name, Role(role), frozenset(namespaces))
 
 
 class Tokens:
@@ -142,7 +198,7 @@ class _Memory[K, V]:
         return await asyncio.shield(known[1])  # whoever else asks is not to suffer from one who leaves
 
 
-def _heard(asked: "asyncio.Future[object]") -> None:
+def _heard(asked: "asyncio.Future[Any]") -> None:
     if not asked.cancelled():
         asked.exception()  # whoever asked has it; if they have left, nobody needs to be told
 

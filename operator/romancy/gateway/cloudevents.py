@@ -70,7 +70,8 @@ def _binary(headers: Mapping[str, str], body: bytes, media_type: str) -> CloudEv
     names = {name.lower() for name in headers}
     _refuse_missing([name for name in _REQUIRED if f"ce-{name}" not in names], where="the headers")
     try:
-        found = http.from_binary(http.HTTPMessage(dict(headers), body), _AsItIs(), _made)
+        given = {name: text for name, text in headers.items() if text or name.lower() != "content-type"}
+        found = http.from_binary(http.HTTPMessage(given, body), _AsItIs(), _made)
     except BaseCloudEventException as error:
         _refuse(error)
     except (ValueError, OverflowError) as error:

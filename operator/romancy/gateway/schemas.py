@@ -157,14 +157,17 @@ class Entry(_Answer):
 
     position: int
     kind: str
-    name: str
-    number: int
+    command: str | None
+    """The kind of command that it answers."""
+    number: int | None
+    name: str | None
     at: datetime
-    value: Any = None
+    value: Any
+    failure: Failure | None = None
 
 
 class Attempt(_Answer):
-    """A failed attempt of an activity."""
+    """A failed attempt of an activity that has not ended."""
 
     number: int
     attempt: int
@@ -207,10 +210,11 @@ class Worker(_Answer):
 
     id: int
     name: str
+    pod_uid: str
     namespace: str
-    build: str
-    python: str
     workflows: list[str]
+    build_id: str
+    python: str
     started_at: datetime
     expires_at: datetime
     is_expired: bool

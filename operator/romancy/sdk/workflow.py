@@ -175,6 +175,14 @@ class Workflow[**P, R]:
             return text
         return text[text.index(":") + 1 : -1]  # {"order":{...}} -> {...}: the exact text of the one value
 
+    def input_schema(self) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the object that `input` must be."""
+        schema = self.signature.arguments.json_schema()
+        if self.signature.form is Form.BY_NAME:
+            return schema
+        [inner] = schema["properties"].values()
+        return {**inner, "$defs": schema["$defs"]} if "$defs" in schema else dict(inner)
+
     def decode_input(self, text: str, form: Form) -> dict[str, Any]:
         """Arguments by name.
 

@@ -89,7 +89,10 @@ class Events(Runs, Messages):
             rows = await self._fetch(statement)
             new.update(row["id"] for row in rows if row["is_new"])
             if all(row["id"] is not None for row in rows):
-                return [(row["id"], row["id"] in new) for row in rows]
+                first = {
+                    row["id"]: nth for nth, row in reversed(list(enumerate(rows)))
+                }  # twice in one batch is new once
+                return [(row["id"], row["id"] in new and first[row["id"]] == nth) for nth, row in enumerate(rows)]
         raise StoreUnavailableError(f"event {sent[0].event.id!r} or one with it was sent by others at the same time")
 
     async def _read_interest(self, types: Collection[str]) -> "_Interest":

@@ -365,6 +365,9 @@ class Store(Protocol):
         ...
 
     async def read_history(self, run_id: UUID) -> list[Entry]: ...
+    async def read_attempts(self, run_ids: Sequence[UUID]) -> dict[UUID, list[Attempt]]:
+        """Every failed attempt of their activities."""
+        ...
 
     # inbox
     async def send(self, messages: Sequence[Message]) -> int:

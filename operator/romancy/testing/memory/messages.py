@@ -34,14 +34,14 @@ class Messages(Tables):
         woken: list[str] = []
         told: dict[int, list[str]] = {}
         stored = 0
-        event_ids: list[int] = []
+        brought: list[int] = []
         for run_id in sorted(mail):
             if (row := self.due.get(run_id)) is None:
                 continue
             first = row.inbox_version + 1
             self.inbox.setdefault(run_id, {}).update(enumerate(mail[run_id], first))
             stored += len(mail[run_id])
-            event_ids += [each.event_id for each in mail[run_id] if each.event_id is not None]
+            brought += [each.event_id for each in mail[run_id] if each.event_id is not None]
             new = self.due[run_id] = self._woken(row, {each.kind for each in mail[run_id]}, len(mail[run_id]))
             if new.is_due(now):
                 woken.append(new.queue)
@@ -54,7 +54,7 @@ class Messages(Tables):
         return [
             {
                 "stored": stored,
-                "event_ids": event_ids,
+                "event_ids": brought,
                 "queues_notified": queues_notified,
                 "workers_notified": len(told),
             }

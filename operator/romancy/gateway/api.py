@@ -1,0 +1,175 @@
+"""Every operation of the HTTP API, in the order of its document."""
+
+from typing import Final
+
+from aiohttp import web
+
+from romancy.gateway import events, runs, workflows
+from romancy.gateway.access import ENGINES
+from romancy.gateway.operations import Operation
+from romancy.gateway.schemas import (
+    Accepted,
+    Change,
+    History,
+    NewRun,
+    ResultQuery,
+    Run,
+    RunQuery,
+    Runs,
+    Values,
+    Workers,
+    Workflow,
+    Workflows,
+)
+
+PREFIX: Final = "/api/v1"
+_RUN: Final = ("/runs/{run}", "/namespaces/{namespace}/runs/{run}")
+
+
+def _of_run(part: str) -> tuple[str, ...]:
+    return tuple(path + part for path in _RUN)
+
+
+OPERATIONS: Final = (
+    Operation(
+        name="listWorkflows",
+        method="GET",
+        paths=("/workflows",),
+        summary="The workflows that live workers have, with their schemas",
+        verb="get",
+        resource=ENGINES,
+        handler=workflows.list_workflows,
+        answers={200: Workflows},
+    ),
+    Operation(
+        name="getWorkflow",
+        method="GET",
+        paths=("/workflows/{workflow}",),
+        summary="One workflow",
+        verb="get",
+        resource=ENGINES,
+        handler=workflows.get_workflow,
+        answers={200: Workflow},
+    ),
+    Operation(
+        name="listWorkers",
+        method="GET",
+        paths=("/workers",),
+        summary="Who executes runs",
+        verb="get",
+        resource=ENGINES,
+        handler=workflows.list_workers,
+        answers={200: Workers},
+    ),
+    Operation(
+        name="listRuns",
+        method="GET",
+        paths=("/runs", "/namespaces/{namespace}/runs"),
+        summary="Runs, newest first",
+        verb="list",
+        handler=runs.list_runs,
+        query=RunQuery,
+        answers={200: Runs},
+    ),
+    Operation(
+        name="startRun",
+        method="POST",
+        paths=("/namespaces/{namespace}/runs",),
+        summary="Start a run; the same name again is the same run",
+        verb="create",
+        handler=runs.start_run,
+        body=NewRun,
+        answers={201: Run, 200: Run},
+    ),
+    Operation(
+        name="getRun",
+        method="GET",
+        paths=_RUN,
+        summary="A run as it is now",
+        verb="get",
+        handler=runs.get_run,
+        answers={200: Run},
+    ),
+    Operation(
+        name="getHistory",
+        method="GET",
+        paths=_of_run("/history"),
+        summary="All that happened to a run",
+        verb="get",
+        handler=runs.get_history,
+        answers={200: History},
+    ),
+    Operation(
+        name="getResult",
+        method="GET",
+        paths=_of_run("/result"),
+        summary="Wait for the end of a run: 200 when it has ended, 202 while it has not",
+        verb="get",
+        handler=runs.get_result,
+        query=ResultQuery,
+        answers={200: Run, 202: Run},
+    ),
+    Operation(
+        name="getValues",
+        method="GET",
+        paths=_of_run("/values"),
+        summary="What a run shows to outsiders",
+        verb="get",
+        handler=runs.get_values,
+        answers={200: Values},
+    ),
+    Operation(
+        name="watchRun",
+        method="GET",
+        paths=_of_run("/watch"),
+        summary="Server-sent events: the run, and again whenever it changes, until it has ended",
+        verb="watch",
+        handler=runs.watch_run,
+        answers={200: None},
+    ),
+    Operation(
+        name="cancelRun",
+        method="POST",
+        paths=_of_run("/cancel"),
+        summary="Ask a run to end; what is done is compensated",
+        verb="patch",
+        handler=runs.cancel_run,
+        body=Change,
+        answers={202: Run, 200: Run},
+    ),
+    Operation(
+        name="suspendRun",
+        method="POST",
+        paths=_of_run("/suspend"),
+        summary="Let running activities end, and start no new ones",
+        verb="patch",
+        handler=runs.suspend_run,
+        body=Change,
+        answers={202: Run, 200: Run},
+    ),
+    Operation(
+        name="resumeRun",
+        method="POST",
+        paths=_of_run("/resume"),
+        summary="Let a suspended run go on",
+        verb="patch",
+        handler=runs.resume_run,
+        body=Change,
+        answers={202: Run, 200: Run},
+    ),
+    Operation(
+        name="sendEventToRun",
+        method="POST",
+        paths=_of_run("/events"),
+        summary="Send a CloudEvent to one run",
+        verb="patch",
+        handler=events.post_to_run,
+        answers={202: Accepted},
+    ),
+)
+
+
+def routes() -> list[web.RouteDef]:
+    """The routes of all of them, and of events."""
+    found = [route for operation in OPERATIONS for route in operation.routes(PREFIX)]
+    return [*found, web.post("/events", events.post_event), web.options("/events", events.handshake)]
