@@ -5,9 +5,14 @@ An event is a fact in the past, its values are fields and never in the text; sec
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
 
 import structlog
+
+# Without the values of variables, which both of structlog's ways to show a trace print otherwise: among them are inputs and secrets.
+_TRACES: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
 def configure(*, level: str = "INFO", as_json: bool = True) -> None:
@@ -19,9 +24,11 @@ def configure(*, level: str = "INFO", as_json: bool = True) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     end: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        [_TRACES, structlog.processors.JSONRenderer(default=str)]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, *end],
@@ -41,7 +48,9 @@ def configure(*, level: str = "INFO", as_json: bool = True) -> None:
 def configure_library() -> None:
     """In somebody's own program that has not set up structlog: warnings and errors, on stderr."""
     if not structlog.is_configured():
+        *shown, _console = structlog.get_config()["processors"]
         structlog.configure(
+            processors=[*shown, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)],
             wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
             logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         )

@@ -29,12 +29,14 @@ EVENTS: Final = "workflowengines/events"
 REMEMBERED_SECONDS: Final = 10.0
 """So long an answer holds: a right that is taken away ends after that."""
 REMEMBERED_MAX: Final = 10_000
+ASKED_AT_ONCE: Final = 20
+"""Questions on their way to the authority: whoever sends many tokens does not flood it."""
 TOKEN_CHARS_MAX: Final = 8192
 TOKEN_CHARS_MIN: Final = 16
 _TOKEN_FIELDS: Final = frozenset({"name", "token", "role", "namespaces"})
 CALLERS_MAX: Final = 10_000
 FAILED_PER_SECOND: Final = 5.0
-"""Tokens of one address that nobody vouches for; each may cost the cluster a question."""
+"""Tokens of one address that nobody vouches for and that are told so."""
 
 
 class Access(Protocol):
@@ -169,15 +171,23 @@ class Remembered:
 
     def __init__(self, access: Access, clock: Clock) -> None:
         self._access = access
+        self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
         self._callers = _Memory[str, Caller | None](clock)
         self._rights = _Memory[tuple[str, str, Right], bool](clock)
 
     async def identify(self, token: str) -> Caller | None:
-        return await self._callers.get(_digest(token), lambda: self._access.identify(token))
+        async def ask() -> Caller | None:
+            async with self._at_once:
+                return await self._access.identify(token)
+
+        return await self._callers.get(_digest(token), ask)
 
     async def may(self, caller: Caller, right: Right) -> bool:
-        key = (caller.name, caller.uid, right)
-        return await self._rights.get(key, lambda: self._access.may(caller, right))
+        async def ask() -> bool:
+            async with self._at_once:
+                return await self._access.may(caller, right)
+
+        return await self._rights.get((caller.name, caller.uid, right), ask)
 
 
 class _Memory[K, V]:
@@ -241,11 +251,10 @@ class Gate:
             return ANYBODY
         if not token:
             raise UnauthenticatedError
-        address = request.remote or ""
-        self._failures.check(address, "tokens that nobody vouches for came from this address")
         found = await self._access.identify(token) if len(token) <= TOKEN_CHARS_MAX else None
         if found is None:
-            self._failures.take(address)
+            # Whoever has a good token is let in from the same address: it may be that of a proxy.
+            self._failures.take(request.remote or "", "too many tokens that nobody vouches for came from this address")
             raise UnauthenticatedError
         self._requests.take(found.name, f"{found.name} sends too many requests")
         return found

@@ -95,10 +95,10 @@ def _operation(operation: Operation, path: str, *, suffix: str) -> dict[str, Any
 def _answer(operation: Operation, status: int, model: type[BaseModel] | None) -> dict[str, Any]:
     text = {200: "It is so.", 201: "It is new.", 202: "It was taken in."}[status]
     if model is None:
-        return {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        return {"description": text, "content": {"text/event-stream": {"schema": _STREAMED}}}
     shown = _content(text, model)
     if operation.name == "listRuns":
-        shown["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        shown["content"]["text/event-stream"] = {"schema": _STREAMED}
     return shown
 
 
@@ -129,7 +129,11 @@ def _query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     found = []
     for name, each in schema.get("properties", {}).items():
         text = each.pop("description", None)
-        parameter = {"name": name, "in": "query", "required": False, "schema": _without_null(each)}
+        parameter: dict[str, Any] = {"name": name, "in": "query", "required": False}
+        if name == "input":
+            parameter["content"] = {"application/json": {"schema": {"type": "object"}}}
+        else:
+            parameter["schema"] = _without_null(each)
         found.append({**parameter, "description": text} if text else parameter)
     return found
 
@@ -146,6 +150,14 @@ def _has_required(model: type[BaseModel]) -> bool:
     return any(field.is_required() for field in model.model_fields.values())
 
 
+_STREAMED: Final = {
+    "type": "object",
+    "description": "Each event: a run, the id of one that has left the list, or a problem while the database is away.",
+    "properties": {
+        "event": {"enum": ["run", "gone", "problem"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _EVENT: Final = {
     "type": "object",
     "required": ["specversion", "id", "source", "type"],
@@ -154,13 +166,13 @@ _EVENT: Final = {
         "id": {"type": "string", "minLength": 1, "maxLength": 255},
         "source": {"type": "string", "minLength": 1, "maxLength": 255},
         "type": {"type": "string", "minLength": 1, "maxLength": 255},
-        "subject": {"type": "string", "minLength": 1},
-        "time": {"type": "string", "format": "date-time"},
-        "datacontenttype": {"type": "string", "minLength": 1},
-        "dataschema": {"type": "string", "minLength": 1},
-        "romancyinstanceid": {"type": "string", "description": "The run that it is for, by id or name."},
+        "subject": {"type": ["string", "null"], "minLength": 1},
+        "time": {"type": ["string", "null"], "format": "date-time"},
+        "datacontenttype": {"type": ["string", "null"], "minLength": 1},
+        "dataschema": {"type": ["string", "null"], "minLength": 1},
+        "romancyinstanceid": {"type": ["string", "null"], "description": "The run that it is for, by id or name."},
         "data": {},
-        "data_base64": {"type": "string", "contentEncoding": "base64"},
+        "data_base64": {"type": ["string", "null"], "contentEncoding": "base64"},
     },
 }
 

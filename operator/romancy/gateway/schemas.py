@@ -1,11 +1,12 @@
 """What the HTTP API takes and gives: one model each, from which requests are checked and the OpenAPI document is made."""
 
 import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 from pydantic.alias_generators import to_camel
 
 from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Phase
@@ -13,11 +14,23 @@ from romancy.model.run import NAME_MAX, PRIORITY_MAX, PRIORITY_MIN, Phase
 WAIT_SECONDS_MAX: Final = 60.0
 YEARS_SECONDS_MAX: Final = 10 * 366 * 86_400
 LABELS_MAX: Final = 64
+QUERY_LABELS_MAX: Final = 16
+QUERY_INPUT_CHARS_MAX: Final = 4096
 
 # No control characters, and no halves of surrogate pairs: PostgreSQL stores neither NUL nor these, and a log line none of them.
 _PLAIN: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_MAX, pattern=_PLAIN)]
 Text = Annotated[str, StringConstraints(max_length=1024, pattern=_PLAIN)]
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
+
+
+def _rfc3339(value: object) -> object:
+    if isinstance(value, str) and not _MOMENT.fullmatch(value):
+        raise ValueError("should be a time of RFC 3339 with its zone, as in 2026-11-24T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 
 
 class _Shape(BaseModel):
@@ -41,16 +54,16 @@ class RunQuery(_Shape):
     """Any of them."""
     label: Annotated[
         list[Annotated[str, StringConstraints(max_length=512, pattern=r"^[^=\x00-\x1f]+=[^\x00-\x1f]*$")]],
-        Field(max_length=LABELS_MAX),
+        Field(max_length=QUERY_LABELS_MAX),
     ] = []
     """`name=value`; each of them."""
     name_part: Name | None = None
     id_prefix: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F-]{1,36}$")] | None = None
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
-    finished_after: AwareDatetime | None = None
-    finished_before: AwareDatetime | None = None
-    input: Annotated[str, StringConstraints(max_length=16 * 1024)] | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    finished_after: Moment | None = None
+    finished_before: Moment | None = None
+    input: Annotated[str, StringConstraints(max_length=QUERY_INPUT_CHARS_MAX)] | None = None
     """A JSON object that the input contains."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 50
     page: Annotated[str, StringConstraints(max_length=512)] | None = None
@@ -84,8 +97,10 @@ class NewRun(_Shape):
         Field(max_length=LABELS_MAX),
     ] = {}
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX, strict=True)] = 0
-    delay_seconds: Annotated[float, Field(ge=0, le=YEARS_SECONDS_MAX, allow_inf_nan=False)] = 0
-    timeout_seconds: Annotated[float, Field(gt=0, le=YEARS_SECONDS_MAX, allow_inf_nan=False)] | None = None
+    delay_seconds: Annotated[float, Field(ge=0, le=YEARS_SECONDS_MAX, allow_inf_nan=False, strict=True)] = 0
+    timeout_seconds: (
+        Annotated[float, Field(ge=0.001, le=YEARS_SECONDS_MAX, allow_inf_nan=False, strict=True)] | None
+    ) = None
 
     @field_validator("input")
     @classmethod

@@ -1,6 +1,7 @@
 """The HTTP server of a process: events and the API, health for kubelets and people, metrics for Prometheus."""
 
 import asyncio
+import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,11 @@ FIRST_SECONDS: Final = 15.0
 """A connection on which no request has come after so long is closed: whoever opens many does not keep others out."""
 KEEPALIVE_SECONDS: Final = 60.0
 SHUTDOWN_SECONDS: Final = 2.0
+LINE_BYTES_MAX: Final = 64 * 1024
+"""Of a request's first line: the longest query of a list, each character of it written as three."""
+# aiohttp tells each request that is no HTTP with a trace: a log that anybody can fill. Errors of handlers are told by `problems`.
+_QUIET: Final = logging.getLogger("romancy.gateway.http")
+_QUIET.setLevel(logging.CRITICAL)
 CONNECTIONS_BACKLOG: Final = 1024
 SERVED: Final = web.AppKey("served", weakref.WeakSet[asyncio.BaseTransport])
 
@@ -112,7 +118,14 @@ async def show_metrics(request: web.Request) -> web.Response:
 @asynccontextmanager
 async def serving(app: web.Application, settings: GatewaySettings) -> AsyncIterator[int]:
     """Serve until the block is left; gives the port."""
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_QUIET,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        max_line_size=LINE_BYTES_MAX,
+    )
     await runner.setup()
     assert runner.server is not None
     loop = asyncio.get_running_loop()
