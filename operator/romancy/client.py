@@ -141,6 +141,17 @@ class Handle[R]:
         run_id = self._run_id or (await self.info()).id
         return {name: json.loads(text) for name, text in (await self._client.store.read_values(run_id)).items()}
 
+    async def retry(self) -> bool:
+        """Have a failed run go on from its last checkpoint: what had failed has all of its attempts again.
+
+        What had ended well is answered from its history, and its own timeout counts anew. False if it goes on already.
+
+        Raises:
+            RunNotFoundError: there is none.
+            RetryRefusedError: it has not failed, has taken back what it had done, or a child run has failed it.
+        """
+        return await self._client.store.retry_run(self._run_id or (await self.info()).id)
+
     async def suspend(self, *, by: str = "") -> bool:
         """Let running activities end, and start no new ones until it is resumed. Time goes on."""
         return await self._send(MessageKind.SUSPEND, f"client:suspend:{uuid4()}", {"by": by})

@@ -293,6 +293,12 @@ class RunExistsError(RomancyError):
         )
 
 
+class RetryRefusedError(RomancyError):
+    """This run can't be retried."""
+
+    reason = "RetryRefused"
+
+
 class RunFailedError(RomancyError):
     """The run failed with an exception that can't be rebuilt here, or for a reason of its own."""
 

@@ -10,11 +10,16 @@ from romancy.model.retry import RetryPolicy
 from romancy.model.run import TRANSITIONS, Phase, queue_of, run_id_of
 
 
-def test_ends_have_no_way_out_and_everything_else_has_one() -> None:
+def test_ends_have_no_way_out_but_a_retry_and_everything_else_has_one() -> None:
     ends = {phase for phase in Phase if phase.is_done}
 
     assert ends == {Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED}
     assert all(ends <= TRANSITIONS[phase] for phase in Phase if phase not in ends)
+    assert {end: TRANSITIONS[end] for end in ends} == {
+        Phase.SUCCEEDED: frozenset(),
+        Phase.FAILED: frozenset({Phase.PENDING}),
+        Phase.CANCELLED: frozenset(),
+    }
 
 
 def test_a_name_is_one_run_and_a_uuid_is_itself() -> None:

@@ -59,7 +59,7 @@ def test_a_run_is_the_object_of_the_api() -> None:
         ({"kind": Kind.TIMER_FIRED, "payload": "", "name": "timer"}, {"command": "timer", "value": None}),
         (
             {"kind": Kind.STARTED, "payload": "", "name": "", "number": 0},
-            {"command": None, "number": None, "name": None, "value": None},
+            {"command": None, "number": 0, "name": "", "value": None},
         ),
     ],
 )

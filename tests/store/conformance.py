@@ -3,6 +3,7 @@
 A subclass gives the fixtures `store`, `hands` (registers a worker) and `rewind` (lets the store's time pass).
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -11,8 +12,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from romancy.errors import HistoryConflictError, PayloadRefusedError, WorkerFencedError
-from romancy.model.history import MessageKind
+from romancy.errors import (
+    HistoryConflictError,
+    PayloadRefusedError,
+    RetryRefusedError,
+    RunNotFoundError,
+    WorkerFencedError,
+)
+from romancy.model.history import Kind, MessageKind
+from romancy.model.outbox import OutboxKind, Outgoing
 from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
 from romancy.store.interface import Block, Finish, Keep, Park, Purgeable, Purged, Release, RunFilter, RunWrite
 from romancy.store.purge import ROWS_MAX, RUNS_MAX
@@ -348,6 +356,101 @@ class StoreConformance:
         assert (await store.purge_runs(which)).runs == 0
         await rewind(20)
         assert (await store.purge_runs(which)).runs == 1
+
+    # --- retries ---
+
+    async def test_a_failed_run_is_opened_again(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started(is_resource=True, wishes=Wishes(ttl_seconds=5))
+        failed = an_entry(2, kind=Kind.ACTIVITY_FAILED, payload='{"type":"builtins.OSError","message":"away"}')
+        await worker.write(claim, an_entry(1), attempts=(an_attempt(2),))
+        end = Finish(Phase.FAILED, "WorkflowFailed", "OSError: away", failure=failed.payload)
+        await worker.write(claim, failed, then=end)
+        await store.mark_mirrored({claim.run_id: (await store.take_unmirrored(hold_seconds=0, limit=9))[0].version})
+
+        assert await store.retry_run(claim.run_id)
+
+        run = await store.read_run(claim.run_id)
+        assert run is not None
+        assert (run.phase, run.reason, run.message, run.failure, run.finished_at) == (Phase.PENDING, "", "", None, None)
+        [again] = await worker.claim()
+        assert again.number == claim.number + 1
+        [claimed] = await store.read_claimed([again])
+        assert claimed.attempts == ()
+        assert claimed.history == (an_entry(1), failed)
+        assert [(row.number, row.kind, json.loads(row.payload)) for row in claimed.inbox] == [
+            (1, MessageKind.RETRY, {"from": 2, "to": 2})
+        ]
+        [owed] = await store.take_unmirrored(hold_seconds=0, limit=9)
+        assert owed.run.phase is Phase.RUNNING
+        assert owed.version > 1_000_000  # whoever wrote the former end remembers its version
+        assert await store.expired_resources(limit=9) == []
+
+    async def test_what_was_written_late_for_a_failed_run_changes_nothing_of_its_retry(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        end = Finish(Phase.FAILED, "WorkflowFailed", "it broke")
+        await worker.write(claim, an_entry(1), then=end)
+        await store.retry_run(claim.run_id)
+        [again] = await worker.claim()
+
+        ended = (Outgoing(0, OutboxKind.ENDED),)
+        with pytest.raises(HistoryConflictError):  # the copy of a flush whose answer was lost
+            await worker.write(claim, an_entry(1), then=end, outbox=ended)
+
+        run = await store.read_run(claim.run_id)
+        assert run is not None
+        assert run.phase is Phase.RUNNING
+        assert await store.read_left(limit=9) == []
+        await worker.write(again, then=Finish(Phase.SUCCEEDED, output="1"))
+
+    async def test_two_who_retry_at_once_retry_once(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        await worker.write(claim, then=Finish(Phase.FAILED, "WorkflowFailed", "it broke"))
+
+        done = await asyncio.gather(*[store.retry_run(claim.run_id) for _ in range(5)])
+
+        assert sorted(done) == [False, False, False, False, True]
+        assert len(await store.read_inbox(claim.run_id, 0)) == 1
+
+    async def test_what_can_not_be_retried_is_refused(self, store: StoreWithJournal, hands: Register) -> None:
+        worker = await hands()
+        ends = {
+            "is Succeeded": Finish(Phase.SUCCEEDED, output="1"),
+            "is Cancelled": Finish(Phase.CANCELLED, "Cancelled"),
+            "has taken back": Finish(Phase.FAILED, "CompensationFailed", "x"),
+        }
+        for why, end in ends.items():
+            claim = await worker.started()
+            await worker.write(claim, then=end)
+            with pytest.raises(RetryRefusedError, match=why):
+                await store.retry_run(claim.run_id)
+        undone = await worker.started()
+        await worker.write(undone, then=Keep(Phase.COMPENSATING, "Compensating"))
+        await worker.write(undone, then=Keep(Phase.RUNNING))
+        await worker.write(undone, then=Finish(Phase.FAILED, "WorkflowFailed", "x"))
+        with pytest.raises(RetryRefusedError, match="has taken back what it had done"):
+            await store.retry_run(undone.run_id)
+        unwanted = await worker.started(is_resource=True)
+        await worker.write(unwanted, then=Finish(Phase.FAILED, "WorkflowFailed", "x"))
+        await store.set_wishes({unwanted.run_id: Wishes(cancel=True)})
+        with pytest.raises(RetryRefusedError, match="asks for its cancellation"):
+            await store.retry_run(unwanted.run_id)
+        gone = await worker.started(is_resource=True)
+        await worker.write(gone, then=Finish(Phase.FAILED, "WorkflowFailed", "x"))
+        await store.resources_gone([gone.run_id])
+        with pytest.raises(RetryRefusedError, match="was deleted"):
+            await store.retry_run(gone.run_id)
+        is_open = await worker.started()
+        with pytest.raises(RetryRefusedError, match="is Running; only a run that has Failed"):
+            await store.retry_run(is_open.run_id)
+        with pytest.raises(RunNotFoundError):
+            await store.retry_run(uuid4())
+
+    # --- purge ---
 
     async def test_one_of_all_who_ask_looks_for_what_is_to_be_purged(
         self, store: StoreWithJournal, rewind: Rewind

@@ -55,7 +55,8 @@ CREATE TABLE romancy.due (
     lost_count integer DEFAULT 0 NOT NULL,
     lost_noted integer DEFAULT 0 NOT NULL,
     blocked_builds text[] DEFAULT '{}'::text[] NOT NULL,
-    is_resource boolean DEFAULT false NOT NULL
+    is_resource boolean DEFAULT false NOT NULL,
+    is_compensated boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -185,7 +186,9 @@ CREATE TABLE romancy.run (
     recurred_into uuid,
     first_input text,
     history_from integer DEFAULT 0 NOT NULL,
-    outbox_from integer DEFAULT 0 NOT NULL
+    outbox_from integer DEFAULT 0 NOT NULL,
+    claim integer,
+    is_compensated boolean
 )
 WITH (fillfactor='90');
 

@@ -79,6 +79,10 @@ HOT = {
         SQL.return_untaken(run_ids=[uuid4()], numbers=[1]),
         {"history_pkey", "demand_pkey", "event_pkey"},
     ),
+    "retry_run": (
+        SQL.retry_run(run_id=uuid4(), finished_at=datetime.now(UTC), payload="{}", due_channel="d", mirror_channel="m"),
+        {"run_pkey", "inbox_pkey", "inbox_run_id_source_key", "outbox_pkey", "run_parent", "attempt_pkey"},
+    ),
     "leave_groups": (SQL.leave_groups(groups=[None], run_ids=[uuid4()]), {"member_run"}),
     "read_members": (SQL.read_members(group="g"), {"member_pkey", "due_pkey"}),
     "recur": (

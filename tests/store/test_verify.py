@@ -12,7 +12,7 @@ import pytest
 
 from romancy.base.settings import DatabaseSettings
 from romancy.errors import SchemaVersionError
-from romancy.model.history import MessageKind
+from romancy.model.history import Kind, MessageKind
 from romancy.model.run import Phase
 from romancy.store.interface import Finish, Park, RunWrite
 from romancy.store.postgres import PostgresStore
@@ -100,6 +100,30 @@ async def run_id(store: PostgresStore, hands: Callable[..., Awaitable[Hands]]) -
 
 
 async def test_where_all_is_well_nothing_is_found(run_id: Any, database: DatabaseSettings) -> None:
+    assert await find_breaches(database) == []
+
+
+async def test_a_retried_run_breaks_nothing(
+    store: PostgresStore, hands: Callable[..., Awaitable[Hands]], database: DatabaseSettings
+) -> None:
+    """What stands no more may be answered, and come, a second time; a cancel from before is overtaken."""
+    worker = await hands()
+    claim = await worker.started(is_resource=True)
+    await store.send([a_message(claim.run_id, kind=MessageKind.CANCEL)])
+    now = await store.now()
+    event, failed = (
+        an_entry(1, kind=Kind.EVENT_RECEIVED, number=0, inbox=1, at=now),
+        an_entry(2, kind=Kind.ACTIVITY_FAILED, at=now, number=1, payload='{"type":"builtins.OSError","message":"x"}'),
+    )
+    await worker.write(claim, event, failed, then=Finish(Phase.FAILED, "WorkflowFailed", "x", failure=failed.payload))
+    await store.retry_run(claim.run_id)
+    assert await find_breaches(database) == []
+    [again] = await worker.claim()
+
+    asked = an_entry(3, kind=Kind.RETRIED, number=0, inbox=2, at=now, payload='{"from":1,"to":2,"numbers":{}}')
+    anew = (an_entry(4, kind=Kind.EVENT_RECEIVED, number=0, inbox=1, at=now), an_entry(5, number=1, at=now))
+    await worker.write(again, asked, *anew, then=Park(2, None))
+
     assert await find_breaches(database) == []
 
 

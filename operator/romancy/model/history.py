@@ -23,6 +23,7 @@ class Kind(StrEnum):
     ANSWERED = "Answered"  # what was asked of a channel
     PATCHED = "Patched"  # the code took the new path at a gate; the name is the gate's
     EVENT_RECEIVED = "EventReceived"  # payload: when it arrived, and the event
+    RETRIED = "Retried"  # a failed run goes on from before its failure: model/retried.py
 
 
 ACTIVITY_ENDS: Final = frozenset({Kind.ACTIVITY_COMPLETED, Kind.ACTIVITY_FAILED, Kind.ACTIVITY_CANCELLED})
@@ -60,6 +61,7 @@ class MessageKind(StrEnum):
     EVENT = "Event"
     ANSWER = "Answer"  # to what it has asked of a channel; the number of that stands in the source
     CHILD = "Child"  # one of its children has ended
+    RETRY = "Retry"  # it had failed, and goes on: which entries stand no more
 
 
 @record

@@ -34,7 +34,7 @@ class Phase(StrEnum):
     @property
     def is_done(self) -> bool:
         """True at any end."""
-        return not TRANSITIONS[self]
+        return self in _ENDS
 
 
 _ENDS: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
@@ -50,7 +50,7 @@ TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
     | _ENDS,
     Phase.BLOCKED: (_MOVING - {Phase.BLOCKED}) | _ENDS,
     Phase.SUCCEEDED: frozenset(),
-    Phase.FAILED: frozenset(),
+    Phase.FAILED: frozenset({Phase.PENDING}),  # it is retried
     Phase.CANCELLED: frozenset(),
 }
 

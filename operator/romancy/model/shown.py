@@ -66,8 +66,8 @@ def entry_as_json(entry: Entry) -> Json:
         "position": entry.position,
         "kind": entry.kind.value,
         "command": _COMMANDS.get(entry.kind),
-        "number": entry.number or None,
-        "name": entry.name or None,
+        "number": entry.number,
+        "name": entry.name,
         "at": time_of(entry.at),
     }
     match entry.kind:
@@ -97,10 +97,9 @@ def worker_as_json(worker: WorkerRow) -> Json:
     return {
         "id": worker.id,
         "name": worker.name,
-        "podUid": worker.pod_uid,
         "namespace": worker.namespace,
         "workflows": sorted(worker.workflows),
-        "buildId": worker.build_id,
+        "build": worker.build_id,
         "python": worker.python,
         "startedAt": time_of(worker.started_at),
         "expiresAt": time_of(worker.expires_at),

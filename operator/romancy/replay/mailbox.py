@@ -131,6 +131,11 @@ class Mailbox:
         if not is_taken:
             self._kept.append(arrived)
 
+    def subscribe_anew(self) -> None:
+        """The run had ended, and its subscriptions with it."""
+        self._subscribed.clear()
+        self._is_changed = True
+
     def settle(self) -> None:
         """At the end of a step: subscribe to what is wanted now, and no more to what is not.
 

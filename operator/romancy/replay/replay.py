@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final, assert_never
 
 from romancy.errors import NeverAwaitedError, NonDeterminismError, RunDiscarded
+from romancy.model import retried
 from romancy.model.command import (
     Ask,
     CancelActivity,
@@ -113,7 +114,7 @@ class AskFuture(RunFuture):
 class _Open:
     """A command that is asked for and not answered."""
 
-    __slots__ = ("command", "decode", "future", "on_completed")
+    __slots__ = ("command", "decode", "future", "on_completed", "sent")
 
     def __init__(
         self,
@@ -121,8 +122,10 @@ class _Open:
         future: ActivityFuture | ChildFuture | AskFuture | None = None,
         decode: Callable[[Entry], object] | None = None,
         on_completed: Callable[[Entry], None] | None = None,
+        sent: Outgoing | None = None,
     ) -> None:
         self.command, self.future, self.decode, self.on_completed = command, future, decode, on_completed
+        self.sent = sent  # what asks for it
 
 
 class Replay:
@@ -168,6 +171,7 @@ class Replay:
         self._root: RunTask | None = None
         self.began_at = dict(numbers or {})
         self._numbers: dict[str, int] = {ACTIVITY: 0, TIMER: 0, CHILD: 0, OUTBOX: 0} | self.began_at
+        self._groups: set[str] = set()  # that the run has joined
         self._gates: dict[str, bool] = dict.fromkeys(patches, True)
         self._open: dict[Key, _Open] = {}
         self._abandoned: dict[Key, Numbered] = {}  # cancelled by the code: late answers are seen by nobody
@@ -217,7 +221,8 @@ class Replay:
                         code="something to be sent (a subscription, a child, a message) before it awaits that",
                     )
             for index, entry in enumerate(entries):
-                assert entry.position == self.position + 1, f"entry {entry.position} after {self.position}"
+                # What stands no more since the run was retried is not among them.
+                assert entry.position > self.position, f"entry {entry.position} after {self.position}"
                 self.position = entry.position
                 self.now = max(self.now, entry.at)
                 self.loop.set_time((self.now - self.started_at).total_seconds())
@@ -346,7 +351,7 @@ class Replay:
         self.check_open()
         command = Ask(self._numbers[OUTBOX] + 1, name, digest)
         future = AskFuture(loop=self.loop)
-        self._open[ASK, command.number] = _Open(command, future)
+        self._open[ASK, command.number] = _Open(command, future, sent=Outgoing(command.number, kind, payload))
         assert self.post(kind, payload) == command.number
         future.on_cancel = partial(self._give_up, command, kind)
         return future
@@ -390,6 +395,18 @@ class Replay:
     def post(self, kind: OutboxKind, payload: str) -> int:
         """Put something into the outbox; its number. While replaying it was put there before."""
         self.check_open()
+        if kind is OutboxKind.JOIN:
+            self._groups.add(json.loads(payload)["group"])
+        elif kind is OutboxKind.LEAVE:
+            group = json.loads(payload)["group"]
+            self._groups = set() if group is None else self._groups - {group}
+        return self._post(kind, payload)
+
+    def skip(self, position: int) -> None:
+        """What comes next stands after this position: what is between stands no more."""
+        self.position = max(self.position, position)
+
+    def _post(self, kind: OutboxKind, payload: str) -> int:
         number = self._next(OUTBOX)
         if not self._is_posted:
             self._issue(Post(Outgoing(number, kind, payload)))
@@ -461,6 +478,8 @@ class Replay:
         match entry.kind:
             case Kind.STARTED | Kind.PATCHED:
                 pass
+            case Kind.RETRIED:
+                self._go_on(entry)
             case Kind.CANCEL_REQUESTED:
                 self._cancel(entry)
             case Kind.EVENT_RECEIVED:
@@ -476,6 +495,18 @@ class Replay:
                 self._answer(entry)
             case _:
                 assert_never(entry.kind)
+
+    def _go_on(self, entry: Entry) -> None:
+        """The run had ended, and is open again: what its end has closed elsewhere is opened anew."""
+        self._numbers.update(retried.asked_of(entry))
+        if self.root.done():
+            return
+        self.mailbox.subscribe_anew()
+        for group in sorted(self._groups):
+            self._post(OutboxKind.JOIN, json.dumps({"group": group}))
+        for each in self._open.values():
+            if each.sent is not None and not self._is_posted:
+                self._issue(Post(each.sent))
 
     def _end_activity(self, entry: Entry) -> None:
         if (each := self._answered(entry)) is None:

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from romancy.errors import WorkerFencedError
+from romancy.model.retried import standing
 from romancy.model.run import Form, Phase
 from romancy.store.history import Histories, still_open
 from romancy.store.interface import Claim, ClaimedRun, Poll, WorkerId
@@ -84,7 +85,7 @@ class Claims(Histories, Outbox):
                 timeout_seconds=row["timeout_seconds"],
                 history=tuple(histories.get(row["id"], ())),
                 inbox=tuple(inboxes.get(row["id"], ())),
-                attempts=still_open(attempts.get(row["id"], ()), histories.get(row["id"], ())),
+                attempts=still_open(attempts.get(row["id"], ()), standing(histories.get(row["id"], ()))),
                 outbox=tuple(outboxes.get(row["id"], ())),
                 is_child=row["is_child"],
                 numbers=json.loads(row["numbers"]),

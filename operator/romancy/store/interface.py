@@ -369,6 +369,15 @@ class Store(Protocol):
         """Every failed attempt of their activities."""
         ...
 
+    async def retry_run(self, run_id: UUID) -> bool:
+        """Have a failed run go on from its last checkpoint. False if it was retried before, and is open.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            RetryRefusedError: it has not failed, or not in a way that can be taken up; nothing was changed.
+        """
+        ...
+
     # inbox
     async def send(self, messages: Sequence[Message]) -> int:
         """Store messages and wake their runs in one transaction (I7); how many were new. Runs that are done get none.

@@ -4,7 +4,6 @@ import asyncpg
 
 from romancy.base.settings import DatabaseSettings
 from romancy.store import interface
-from romancy.store.claims import Claims
 from romancy.store.interface import WorkerId
 from romancy.store.journal import PostgresJournal
 from romancy.store.migrate import migrate
@@ -13,10 +12,11 @@ from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import APPLICATION, application_name, open_pool
 from romancy.store.purge import Purge
 from romancy.store.resources import Resources
+from romancy.store.retries import Retries
 from romancy.store.workers import Workers
 
 
-class PostgresStore(Claims, Workers, Mirror, Resources, Purge):
+class PostgresStore(Retries, Workers, Mirror, Resources, Purge):
     """Everything that the engine keeps, in one schema of PostgreSQL.
 
     It belongs to the event loop that opened it; two of them, in threads of one process, know nothing of each other.

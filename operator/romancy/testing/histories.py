@@ -9,6 +9,7 @@ from uuid import UUID
 from romancy.errors import BlockingError, InputInvalidError, RomancyError
 from romancy.model.command import End, Outcome, WriteLog
 from romancy.model.history import Entry, Kind
+from romancy.model.retried import standing
 from romancy.model.run import Form, Phase, Run, Wishes
 from romancy.replay.replay import Replay
 from romancy.sdk.context import RunInfo
@@ -111,6 +112,7 @@ def _otherwise(run: Run, history: list[Entry], outcome: Outcome | None, warnings
 
 def replayed(run: Run, workflow: Workflow[..., object], history: list[Entry]) -> tuple[Outcome | None, list[str]]:
     """The outcome of a replay, None if the code waits for more; and what was asked for with other arguments."""
+    history = standing(history)
     assert run.form is not None
     assert run.started_at is not None
     arguments = workflow.decode_input(run.input, run.form)

@@ -29,6 +29,7 @@ from romancy.testing.memory.mirror import Mirror
 from romancy.testing.memory.notify import Notify
 from romancy.testing.memory.purge import Purge
 from romancy.testing.memory.resources import Resources
+from romancy.testing.memory.retries import Retries
 from romancy.testing.memory.tables import Row
 from romancy.testing.memory.workers import Workers
 
@@ -56,6 +57,7 @@ class MemoryDatabase(
     Notify,
     Purge,
     Resources,
+    Retries,
     Workers,
 ):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.

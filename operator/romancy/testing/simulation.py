@@ -115,6 +115,10 @@ class SimulatedRun[R]:
         """Ask it to end. False if it had ended, or was asked before."""
         return self._simulation.ask(self._handle.cancel(message))
 
+    def retry(self) -> bool:
+        """Have it go on from its last checkpoint, now that it has failed; as `Handle.retry` does it."""
+        return self._simulation.ask(self._handle.retry())
+
     def suspend(self) -> bool:
         """Start no new activities until it is resumed."""
         return self._simulation.ask(self._handle.suspend())

@@ -15,7 +15,7 @@ from romancy.base import metrics
 from romancy.errors import WorkerLostError
 from romancy.model import failure
 from romancy.model.command import CancelActivity, RunActivity
-from romancy.model.history import Attempt, Kind
+from romancy.model.history import Attempt, Entry, Kind
 from romancy.sdk.activity import Activity, ActivityInfo
 from romancy.store.interface import ClaimedRun
 from romancy.worker.activities import Activities, Ended, is_retryable
@@ -116,6 +116,12 @@ class Attempts:
         self.open[command.number] = self._waiting[command.number] = each
         if command.is_compensation:
             self._compensations.add(command.number)
+
+    def restore(self, entry: Entry) -> None:
+        """It had completed when the run failed beside it; the run is retried, and asks for the same again."""
+        each = self.open.get(entry.number)
+        if each is not None and each.is_waiting and is_of(entry, each.command):
+            self._end(each, Kind.ACTIVITY_COMPLETED, entry.payload, entry.at)
 
     def cancel(self, command: CancelActivity) -> None:
         """The code has given an activity up, and that is durable."""
@@ -335,6 +341,11 @@ class Attempts:
 
     def _is_startable(self, each: Open, is_held: bool) -> bool:
         return each.is_durable and (each.command.is_compensation or not is_held)
+
+
+def is_of(entry: Entry, command: RunActivity) -> bool:
+    """It is what came of this command, and not of one that had its number before."""
+    return (entry.name, entry.digest) == (command.name, command.digest)
 
 
 def one_line(text: str) -> str:

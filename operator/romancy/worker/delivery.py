@@ -79,6 +79,8 @@ class Delivery:
         self._ended: dict[int, Ready] = {}
         self._timer_heap: list[tuple[datetime, int]] = []
         self._ended_heap: list[Ready] = []
+        # A retry overtakes a cancel that was asked for before it.
+        self._retried = max((row.number for row in inbox if row.kind is MessageKind.RETRY), default=0)
         self._sort(inbox)
 
     @property
@@ -124,7 +126,10 @@ class Delivery:
     def _sort(self, rows: Sequence[InboxRow]) -> None:
         for row in rows:
             if row.kind not in _BRING:
-                self._orders.append(row)
+                if row.kind is not MessageKind.RETRY and not (
+                    row.kind is MessageKind.CANCEL and row.number < self._retried
+                ):
+                    self._orders.append(row)
             elif row.number not in self._delivered and not self._is_of_the_past(row):
                 self._brought.append(row)
 
@@ -208,7 +213,7 @@ class Delivery:
             case MessageKind.CANCEL:
                 self.is_suspended = False  # the run must be able to clean up
                 return row.number not in self._delivered and not is_cancelled
-            case MessageKind.EVENT | MessageKind.CHILD | MessageKind.ANSWER:
+            case MessageKind.EVENT | MessageKind.CHILD | MessageKind.ANSWER | MessageKind.RETRY:
                 raise AssertionError(row.kind)  # it is no order
             case _:
                 assert_never(row.kind)

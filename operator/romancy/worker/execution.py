@@ -20,7 +20,7 @@ from romancy.errors import (
     RomancyError,
     StoreUnavailableError,
 )
-from romancy.model import failure
+from romancy.model import failure, retried
 from romancy.model.command import (
     Ask,
     CancelActivity,
@@ -35,10 +35,10 @@ from romancy.model.command import (
     StartTimer,
     WriteLog,
 )
-from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind
+from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind, MessageKind
 from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
 from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
-from romancy.replay.matching import CHILD
+from romancy.replay.matching import ACTIVITY, CHILD, TIMER
 from romancy.replay.replay import ITERATION, OUTBOX, POSITION, Replay
 from romancy.sdk.context import RunInfo
 from romancy.sdk.workflow import Workflow
@@ -141,11 +141,13 @@ class Execution:
         self._alone: Sent | None = None  # the only write that counts any more: what was to be stored is refused
         self._log = LOG.bind(run_id=str(self.run_id), run=claimed.name, workflow=claimed.workflow)
         self._writing = Writing(self.run_id, claim.number if claim else 1, begin)
+        self._retry = _retry_of(claimed)  # it had failed, and nobody has written yet that it goes on
+        self._history = retried.standing(claimed.history, self._retry.payload if self._retry else None)
         self._delivery = Delivery(
             claimed.inbox,
-            delivered=frozenset(entry.inbox for entry in claimed.history if entry.inbox is not None),
+            delivered=frozenset(entry.inbox for entry in self._history if entry.inbox is not None),
             seen=claim.inbox_version if claim else 0,
-            timeout_at=timeout_at(claimed.started_at, claimed.timeout_seconds),
+            timeout_at=timeout_at(self._counted_from(), claimed.timeout_seconds),
             timeout_seconds=claimed.timeout_seconds or 0,
             children_from=claimed.numbers.get(CHILD, 0),
             asks_from=claimed.numbers.get(OUTBOX, 0),
@@ -253,18 +255,18 @@ class Execution:
             monotonic=time.monotonic,
             step_seconds_max=self._engine.step_seconds_max,
             numbers=claimed.numbers,
-            patches=[entry.name for entry in claimed.history if entry.kind is Kind.PATCHED],
+            patches=[entry.name for entry in self._history if entry.kind is Kind.PATCHED],
         )
         self._log.debug("run_claimed", entries=len(claimed.history))
         self._engine.send_out(claimed.outbox)
         if (gap := _gap_in(claimed)) is not None:
             self._block(gap)
             return
-        if len(claimed.history) > REPLAY_SLICE:
+        if len(self._history) > REPLAY_SLICE:
             self._await(self._replay_slices(self._replay))
             return
         try:
-            issued = self._replay.advance(claimed.history, replaying=True)
+            issued = self._replay.advance(self._history, replaying=True)
         except BlockingError as error:
             self._block(error)
             return
@@ -272,7 +274,7 @@ class Execution:
         self._turn()
 
     async def _replay_slices(self, replay: Replay) -> None:
-        history, issued = self._claimed.history, list[Command]()
+        history, issued = self._history, list[Command]()
         try:
             for begin in range(0, len(history), REPLAY_SLICE):
                 issued.extend(replay.advance(history[begin : begin + REPLAY_SLICE], replaying=True))
@@ -284,11 +286,19 @@ class Execution:
 
     def _replayed(self, issued: Sequence[Command]) -> None:
         """What is still wanted is taken up."""
+        if self._claimed.history:
+            assert self._replay is not None
+            self._replay.skip(self._claimed.history[-1].position)
         # What was sent first is told first: an entry of a gate alone would not say that something was sent before.
-        is_first = not self._claimed.history and any(isinstance(command, Post) for command in issued)
+        is_first = not self._history and any(isinstance(command, Post) for command in issued)
         if is_first:
             self._note(Kind.STARTED)
         self._take(issued)
+        if self._retry is not None:
+            self._go_on(self._retry)
+        for entry in retried.fallen(self._claimed.history, self._retry.payload if self._retry else None):
+            if entry.kind is Kind.ACTIVITY_COMPLETED:
+                self._attempts.restore(entry)
         if self._losses > 0:
             self._attempts.note_losses(self._losses)
             self._writing.losses_noted = True
@@ -304,6 +314,22 @@ class Execution:
         entry = Entry(replay.position + 1, kind, max(self._engine.now(), replay.now), name=name)
         self._writing.add(entry)
         assert not replay.advance([entry]), "an entry that brings nothing asks for nothing"
+
+    def _go_on(self, asked: InboxRow) -> None:
+        """The run had failed: an entry says from where it goes on."""
+        replay, now = self._replay, self._engine.now()
+        assert replay is not None
+        numbers = {kind: replay.numbers[kind] for kind in (ACTIVITY, TIMER, CHILD, OUTBOX)}
+        entry = Entry(
+            position=replay.position + 1,
+            kind=Kind.RETRIED,
+            at=max(now, replay.now, *(entry.at for entry in self._claimed.history)),
+            payload=retried.payload_of(asked.payload, numbers, self._claimed.history),
+            inbox=asked.number,
+        )
+        self._writing.add(entry)
+        self._log.info("run_retried", from_position=json.loads(asked.payload)["from"])
+        self._take(replay.advance([entry]))
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what has to be awaited; then comes the next turn."""
@@ -527,6 +553,13 @@ class Execution:
             [asked.name.partition(" ")[2] for asked in self._replay.open_asks()],
         )
 
+    def _counted_from(self) -> datetime:
+        """When the run's own timeout began: a retry gives it anew."""
+        if self._retry is not None:
+            return self._engine.now()
+        retries = [entry.at for entry in self._history if entry.kind is Kind.RETRIED]
+        return retries[-1] if retries else self._claimed.started_at
+
     def _open_timeout(self) -> datetime | None:
         """The run's own timeout, unless it is cancelled already."""
         assert self._replay is not None
@@ -718,6 +751,17 @@ class Execution:
         if self._on_begun is not None:
             self._on_begun(has_begun)
             self._on_begun = None
+
+
+def _retry_of(claimed: ClaimedRun) -> InboxRow | None:
+    """The message that the run is to be retried, if that is no entry of its history yet."""
+    newest = max(
+        (row for row in claimed.inbox if row.kind is MessageKind.RETRY), key=lambda row: row.number, default=None
+    )
+    is_written = newest is not None and any(
+        entry.kind is Kind.RETRIED and entry.inbox == newest.number for entry in claimed.history
+    )
+    return None if is_written else newest
 
 
 def _gap_in(claimed: ClaimedRun) -> HistoryIncompleteError | None:

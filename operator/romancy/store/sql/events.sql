@@ -80,8 +80,9 @@ delete from subscription
  where subscription.run_id = gone.run_id and subscription.number = gone.number;
 
 -- name: unsubscribe_all
--- Runs that are done wait for nothing.
-delete from subscription where subscription.run_id = any(:run_ids::uuid[]);
+-- Runs that are done wait for nothing. (One that is retried meanwhile has subscribed anew.)
+delete from subscription
+ where subscription.run_id = any(:run_ids::uuid[]) and not exists (select from due where due.id = subscription.run_id);
 
 -- name: find_events
 -- Kept events that runs ask for and have not had yet, oldest first. Index: event_attributes; the order is computed, so that it is not

@@ -52,7 +52,7 @@ with asked as materialized (
 ), opened as (
     update due
        set phase = 'Pending', reason = '', message = '', wake_at = now(), queue = due.workflow, python = null, started_at = null,
-           lost_count = 0, lost_noted = 0
+           lost_count = 0, lost_noted = 0, is_compensated = false
       from locked as l
      where due.id = l.run_id
     returning due.id, due.queue

@@ -19,12 +19,13 @@ with me as materialized (
                    number, act, phase, reason, message, wake_at, output, failure, build_id)
 ), began as (
     insert into run (id, namespace, name, workflow, priority, labels, input, timeout_seconds, begun_by, begun_number, created_at,
-                     form, python, started_at, phase, reason, message, output, failure, finished_at)
+                     form, python, started_at, phase, reason, message, output, failure, finished_at, claim, is_compensated)
     select b.id, b.namespace, b.name, b.workflow, b.priority, b.labels::jsonb, b.input, b.timeout_seconds, me.id, b.number,
            least(b.started_at, now()), b.form, b.python, b.started_at,
            case when b.act = 'Finish' then b.phase end, case when b.act = 'Finish' then b.reason end,
            case when b.act = 'Finish' then b.message end, case when b.act = 'Finish' then b.output end,
-           case when b.act = 'Finish' then b.failure end, case when b.act = 'Finish' then clock_timestamp() end
+           case when b.act = 'Finish' then b.failure end, case when b.act = 'Finish' then clock_timestamp() end,
+           case when b.act = 'Finish' then 1 end, case when b.act = 'Finish' then false end
       from me, b
      order by b.id
     on conflict (id) do nothing  -- never an update: it would lock a foreign run out of order
@@ -73,7 +74,8 @@ with me as materialized (
            lost_count = case when l.has_entries then 0 else due.lost_count end,
            lost_noted = case when l.has_entries then 0 when l.is_noted then due.lost_count else due.lost_noted end,
            blocked_builds = case when l.act = 'Block' and l.build_id <> all(due.blocked_builds)
-                                 then due.blocked_builds || l.build_id else due.blocked_builds end
+                                 then due.blocked_builds || l.build_id else due.blocked_builds end,
+           is_compensated = due.is_compensated or due.phase = 'Compensating'
       from locked as l
      where due.id = l.id and l.act <> 'Finish'
     returning due.id, due.queue, l.act, l.act = 'Park' and due.worker_id is not null as stays,
@@ -82,11 +84,13 @@ with me as materialized (
 ), gone as (
     delete from due using locked as l
      where due.id = l.id and l.act = 'Finish'
-    returning due.id, due.started_at, due.python, due.form, due.is_resource, l.phase, l.reason, l.message, l.output, l.failure
+    returning due.id, due.started_at, due.python, due.form, due.is_resource, due.claim, due.is_compensated or due.phase = 'Compensating' as is_compensated,
+              l.phase, l.reason, l.message, l.output, l.failure
 ), ended as (
     update run
        set phase = gone.phase, reason = gone.reason, message = gone.message, output = gone.output, failure = gone.failure,
            started_at = gone.started_at, python = gone.python, form = gone.form, finished_at = clock_timestamp(),
+           claim = gone.claim, is_compensated = gone.is_compensated,
            resource_due_at = case when run.is_resource then clock_timestamp() + make_interval(secs => run.ttl_seconds) end
       from gone
      where run.id = gone.id
@@ -130,8 +134,8 @@ with me as materialized (
                as o(run_id, number, kind, payload, is_begun)
       left join run on run.id = o.run_id
      where (not o.is_begun or o.run_id in (select began.id from began))
-       -- A late copy of a flush must not have carried out again what was long ago; an end and a new iteration know by themselves.
-       and (o.kind in ('Ended', 'Recur')
+       -- A late copy of a flush must not have carried out again what was long ago; a new iteration knows by itself.
+       and (o.kind = 'Recur' or o.kind = 'Ended' and (o.is_begun or o.run_id in (select ended.id from ended))
             or o.number > coalesce(run.outbox_from, 0) and o.run_id in (select appended.run_id from appended where appended.is_new))
     on conflict (run_id, number) do nothing
 )

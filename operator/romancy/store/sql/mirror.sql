@@ -18,7 +18,7 @@ select shown.id, shown.namespace, shown.name, shown.workflow, shown.input, shown
        (select count(*) from attempt
          where attempt.run_id = owed.run_id
            and not exists (select from history
-                            where history.run_id = attempt.run_id and history.number = attempt.number
+                            where history.run_id = attempt.run_id and history.number = attempt.number and history.at >= attempt.failed_at
                               and history.kind in ('ActivityCompleted', 'ActivityFailed', 'ActivityCancelled')))::integer as attempts
   from owed join run_shown as shown on shown.id = owed.run_id
  order by owed.is_final desc, owed.mirror_at;

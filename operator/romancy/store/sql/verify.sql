@@ -74,6 +74,15 @@ run_nowhere as (
            coalesce(run.history_from, 0) as history_from
       from history left join run on run.id = history.run_id
      where history.position > coalesce(run.history_from, 0)
+), put_aside as materialized (
+    -- What stands no more since the run was retried.
+    select distinct history.run_id, nth as position
+      from history, generate_series((history.payload::json ->> 'from')::integer, (history.payload::json ->> 'to')::integer) as nth
+     where history.kind = 'Retried'
+), standing as (
+    select told.run_id, told.position, told.kind, told.number, told.inbox
+      from told left join put_aside on put_aside.run_id = told.run_id and put_aside.position = told.position
+     where put_aside.position is null
 ), history_gap as (
     select told.run_id, null::bigint as worker_id,
            format('%s entries, positions %s to %s', count(*), min(told.position), max(told.position)) as found
@@ -105,7 +114,7 @@ run_nowhere as (
     select history.run_id, null::bigint as worker_id,
            format('%s %s has the entries %s', answered.what, history.number,
                   string_agg(history.position::text, ', ' order by history.position)) as found
-      from told as history,
+      from standing as history,
            lateral (select case when history.kind like 'Timer%' then 'timer' when history.kind like 'Child%' then 'child'
                                 else 'activity' end as what) as answered
      where history.kind in ('ActivityCompleted', 'ActivityFailed', 'ActivityCancelled', 'TimerFired', 'ChildCompleted',
@@ -148,7 +157,7 @@ run_nowhere as (
     -- A former iteration has its history, and the messages are those of the run.
     select coalesce(run.recurred_into, history.run_id) as run_id, null::bigint as worker_id,
            format('message %s is in the entries %s', history.inbox, string_agg(history.position::text, ', ' order by history.position)) as found
-      from told as history
+      from standing as history
       left join run on run.id = history.run_id and run.recurred_into is not null
       left join inbox on inbox.run_id = coalesce(run.recurred_into, history.run_id) and inbox.number = history.inbox
      where history.inbox is not null
@@ -158,7 +167,10 @@ run_nowhere as (
 ), cancel_unheard as (
     select due.id as run_id, null::bigint as worker_id,
            format('phase %s until %s, message %s', due.phase, coalesce(due.wake_at::text, 'something comes'), cancel.number) as found
-      from due, lateral (select inbox.number from inbox where inbox.run_id = due.id and inbox.kind = 'Cancel' limit 1) as cancel
+      from due, lateral (select inbox.number from inbox where inbox.run_id = due.id and inbox.kind = 'Cancel'
+                            -- a retry overtakes what was asked for before it
+                            and not exists (select from inbox as retry where retry.run_id = due.id and retry.kind = 'Retry' and retry.number > inbox.number)
+                          limit 1) as cancel
      where due.worker_id is null and due.phase in ('Pending', 'Waiting', 'Suspended')
        -- a suspect that is put off for some seconds has not read it yet
        and coalesce(due.wake_at > now() + interval '1 minute', true)

@@ -102,7 +102,8 @@ class Events(Tables):
 
     def unsubscribe_all(self, *, run_ids: Sequence[UUID]) -> list[Row]:
         for run_id in run_ids:
-            self.subscription.pop(run_id, None)
+            if run_id not in self.due:
+                self.subscription.pop(run_id, None)
         return []
 
     def find_events(

@@ -101,6 +101,7 @@ class Iterations(Tables):
             started_at=None,
             lost_count=0,
             lost_noted=0,
+            is_compensated=False,
         )
         return due.workflow
 

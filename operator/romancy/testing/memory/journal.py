@@ -58,7 +58,7 @@ class Journal(Tables):
         appended = self._append(_rows("e_", columns), is_new)
         has_new = {run_id for run_id, count in had.items() if len(self.history.get(run_id, ())) > count}
         self._try(_rows("a_", columns), is_new)
-        self._post(worker_id, _rows("o_", columns), is_new, has_new)
+        self._post(worker_id, _rows("o_", columns), is_new, has_new, set(ended))
         asked = columns["c_ids"]
         return [
             {
@@ -117,6 +117,8 @@ class Journal(Tables):
             output=new["output"] if is_end else None,
             failure=new["failure"] if is_end else None,
             finished_at=now if is_end else None,
+            claim=1 if is_end else None,
+            is_compensated=False if is_end else None,
         )
         return True
 
@@ -162,6 +164,7 @@ class Journal(Tables):
             lost_count=0 if new["has_entries"] else row.lost_count,
             lost_noted=0 if new["has_entries"] else noted,
             blocked_builds=row.blocked_with(new["build"]) if act == "Block" else row.blocked_builds,
+            is_compensated=row.is_compensated or row.phase == "Compensating",
         )
 
     def _end(self, row: DueRow, new: Row) -> None:
@@ -179,6 +182,8 @@ class Journal(Tables):
             python=row.python,
             form=row.form,
             finished_at=now,
+            claim=row.claim,
+            is_compensated=row.is_compensated or row.phase == "Compensating",
             resource_due_at=run.resource_due(now, run.ttl_seconds) if run.is_resource else None,
         )
 
@@ -211,11 +216,15 @@ class Journal(Tables):
                 row = AttemptRow(each["failure"], each["failed_at"], each["next_at"])
                 self.attempt.setdefault(run_id, {}).setdefault((each["number"], each["attempt"]), row)
 
-    def _post(self, worker_id: int, outgoing: Sequence[Row], began: set[UUID], has_new: set[UUID]) -> None:
+    def _post(
+        self, worker_id: int, outgoing: Sequence[Row], began: set[UUID], has_new: set[UUID], ended: set[UUID]
+    ) -> None:
         for each in outgoing:
             run_id = each["run_id"]
             if each["kind"] not in {"Ended", "Recur"} and run_id not in has_new:
                 continue  # a late copy: it was carried out long ago
+            if each["kind"] == "Ended" and not each["is_begun"] and run_id not in ended:
+                continue  # a late copy: the run may have been retried since
             if each["kind"] not in {"Ended", "Recur"} and each["number"] <= self.run[run_id].outbox_from:
                 continue  # of an iteration that is over
             if not each["is_begun"] or run_id in began:

@@ -41,5 +41,8 @@ class Mirror(Runs):
         return []
 
     def _open_attempts(self, run_id: UUID) -> int:
-        ended = {row.number for row in self.history.get(run_id, {}).values() if row.kind in ACTIVITY_ENDS}
-        return sum(number not in ended for number, _attempt in self.attempt.get(run_id, {}))
+        ended = {row.number: row.at for row in self.history.get(run_id, {}).values() if row.kind in ACTIVITY_ENDS}
+        return sum(
+            number not in ended or ended[number] < row.failed_at
+            for (number, _attempt), row in self.attempt.get(run_id, {}).items()
+        )

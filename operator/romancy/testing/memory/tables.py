@@ -74,6 +74,8 @@ class RunRow:
     first_input: str | None = None
     history_from: int = 0
     outbox_from: int = 0
+    claim: int | None = None
+    is_compensated: bool | None = None
 
     def resource_due(self, finished_at: datetime | None, ttl_seconds: int | None) -> datetime | None:
         """When its resource is to be deleted."""
@@ -104,6 +106,7 @@ class DueRow:
     lost_noted: int = 0
     blocked_builds: tuple[str, ...] = ()
     is_resource: bool = False
+    is_compensated: bool = False
 
     def is_due(self, now: datetime) -> bool:
         """Somebody may claim it."""
