@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-# Without the values of variables, which both of structlog's ways to show a trace print otherwise: among them are inputs and secrets.
+# Without the values of variables, which structlog prints otherwise, in JSON as in a terminal: among them are inputs and secrets.
 _TRACES: Final = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )

@@ -158,6 +158,16 @@ OPERATIONS: Final = (
         answers={202: Run, 200: Run},
     ),
     Operation(
+        name="retryRun",
+        method="POST",
+        paths=_of_run("/retry"),
+        summary="Have a failed run go on from its last checkpoint",
+        verb="patch",
+        handler=runs.retry_run,
+        body=Change,
+        answers={202: Run, 200: Run},
+    ),
+    Operation(
         name="sendEventToRun",
         method="POST",
         paths=_of_run("/events"),

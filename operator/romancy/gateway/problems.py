@@ -30,6 +30,7 @@ _STATUS: Final[dict[type[RomancyError], int]] = {
     errors.WorkflowNotRegisteredError: 404,
     errors.RequestTooSlowError: 408,
     errors.RunExistsError: 409,
+    errors.RetryRefusedError: 409,
     errors.MediaTypeError: 415,
     errors.TooManyRequestsError: 429,
     errors.AuthorityUnavailableError: 503,

@@ -143,6 +143,11 @@ async def resume_run(asked: Asked) -> web.Response:
     return await _changed(asked, "resume", await handle.resume(by=asked.caller.name))
 
 
+async def retry_run(asked: Asked) -> web.Response:
+    """Have a failed run go on from its last checkpoint."""
+    return await _changed(asked, "retry", await asked.services.client.handle(asked.the_run.id).retry())
+
+
 async def _changed(asked: Asked, verb: str, is_new: bool) -> web.Response:
     """The run after it was asked; 200 if that changed nothing."""
     run = asked.the_run
