@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from romancy import Event, WorkflowContext, activity, workflow
+from romancy import NO_RETRY, Event, WorkflowContext, activity, workflow
 
 
 class Payment(Event, type="shop.paid"):
@@ -67,4 +67,20 @@ async def api_sleep(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-WORKFLOWS: Final = [api_send, api_wait, api_any, api_begin, api_sleep]
+BANK: Final = {"is_away": True}
+
+
+@activity(name="api_bank", retry=NO_RETRY)
+async def api_bank(order: str) -> str:
+    if BANK["is_away"]:
+        raise OSError("the bank is away")
+    return f"paid {order}"
+
+
+@workflow(name="api_charge")
+async def api_charge(order: str) -> str:
+    """Charge an order."""
+    return await api_bank(order)
+
+
+WORKFLOWS: Final = [api_send, api_wait, api_any, api_begin, api_sleep, api_charge]

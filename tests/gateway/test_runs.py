@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from aiohttp import ClientResponse
@@ -14,7 +14,7 @@ from romancy.gateway import watching
 from romancy.model.run import Phase
 from romancy.model.shown import run_as_json
 from tests.gateway.conftest import Answer, Api, until
-from tests.gateway.flows import api_sleep, api_wait
+from tests.gateway.flows import BANK, api_sleep, api_wait
 
 HERE = "/api/v1/namespaces/default/runs"
 
@@ -140,6 +140,22 @@ async def test_a_run_that_is_not_there(api: Api) -> None:
     started = await start(api, "api_send", input={"to": "Ada"}, name="p1")
     elsewhere = await api.ask("GET", f"/api/v1/namespaces/other/runs/{started.body['id']}")
     assert elsewhere.status == 404
+
+
+async def test_a_failed_run_is_retried_and_another_one_refuses(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    await start(api, "api_charge", input={"order": "7"}, name="c1")
+    failed = await api.ask("GET", f"{HERE}/c1/result?waitSeconds=10")
+    monkeypatch.setitem(BANK, "is_away", False)
+    retried = await api.ask("POST", f"{HERE}/c1/retry")
+    ended = await api.ask("GET", f"{HERE}/c1/result?waitSeconds=10")
+    refused = await api.ask("POST", f"{HERE}/c1/retry")
+
+    assert failed.body["next"] == "retry it from its last checkpoint: romancy retry c1 -n default"
+    assert (retried.status, retried.body["failure"]) == (202, None)
+    assert (ended.body["phase"], ended.body["output"]) == ("Succeeded", "paid 7")
+    assert (refused.status, refused.body["reason"]) == (409, "RetryRefused")
+    [message] = await api.app.store.read_inbox(UUID(ended.body["id"]), 0)
+    assert json.loads(message.payload)["by"] == "anybody"
 
 
 async def test_suspend_resume_cancel_and_what_they_record(api: Api) -> None:
