@@ -141,7 +141,7 @@ class Handle[R]:
         run_id = self._run_id or (await self.info()).id
         return {name: json.loads(text) for name, text in (await self._client.store.read_values(run_id)).items()}
 
-    async def retry(self) -> bool:
+    async def retry(self, *, by: str = "") -> bool:
         """Have a failed run go on from its last checkpoint: what had failed has all of its attempts again.
 
         What had ended well is answered from its history, and its own timeout counts anew. False if it goes on already.
@@ -150,7 +150,7 @@ class Handle[R]:
             RunNotFoundError: there is none.
             RetryRefusedError: it has not failed, has taken back what it had done, or a child run has failed it.
         """
-        return await self._client.store.retry_run(self._run_id or (await self.info()).id)
+        return await self._client.store.retry_run(self._run_id or (await self.info()).id, by=by)
 
     async def suspend(self, *, by: str = "") -> bool:
         """Let running activities end, and start no new ones until it is resumed. Time goes on."""

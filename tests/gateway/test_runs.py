@@ -203,7 +203,14 @@ async def test_workflows_with_their_schemas_and_workers(api: Api) -> None:
     one = (await api.ask("GET", "/api/v1/workflows/api_send")).body
     workers = (await api.ask("GET", "/api/v1/workers")).body["workers"]
 
-    assert [each["name"] for each in found] == ["api_any", "api_begin", "api_send", "api_sleep", "api_wait"]
+    assert [each["name"] for each in found] == [
+        "api_any",
+        "api_begin",
+        "api_charge",
+        "api_send",
+        "api_sleep",
+        "api_wait",
+    ]
     assert (one["description"], one["workers"]) == ("Send a parcel.", 1)
     assert one["inputSchema"]["$ref"] == "#/$defs/Parcel"
     assert one["inputSchema"]["$defs"]["Parcel"]["required"] == ["to"]

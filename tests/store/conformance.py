@@ -368,7 +368,7 @@ class StoreConformance:
         await worker.write(claim, failed, then=end)
         await store.mark_mirrored({claim.run_id: (await store.take_unmirrored(hold_seconds=0, limit=9))[0].version})
 
-        assert await store.retry_run(claim.run_id)
+        assert await store.retry_run(claim.run_id, by="me")
 
         run = await store.read_run(claim.run_id)
         assert run is not None
@@ -379,7 +379,7 @@ class StoreConformance:
         assert claimed.attempts == ()
         assert claimed.history == (an_entry(1), failed)
         assert [(row.number, row.kind, json.loads(row.payload)) for row in claimed.inbox] == [
-            (1, MessageKind.RETRY, {"from": 2, "to": 2})
+            (1, MessageKind.RETRY, {"from": 2, "to": 2, "by": "me"})
         ]
         [owed] = await store.take_unmirrored(hold_seconds=0, limit=9)
         assert owed.run.phase is Phase.RUNNING

@@ -144,8 +144,9 @@ async def resume_run(asked: Asked) -> web.Response:
 
 
 async def retry_run(asked: Asked) -> web.Response:
-    """Have a failed run go on from its last checkpoint."""
-    return await _changed(asked, "retry", await asked.services.client.handle(asked.the_run.id).retry())
+    """Let a failed run go on from its last checkpoint; 200 if it goes on already."""
+    handle = asked.services.client.handle(asked.the_run.id)
+    return await _changed(asked, "retry", await handle.retry(by=asked.caller.name))
 
 
 async def _changed(asked: Asked, verb: str, is_new: bool) -> web.Response:

@@ -225,11 +225,10 @@ class Worker(_Answer):
 
     id: int
     name: str
-    pod_uid: str
     namespace: str
-    workflows: list[str]
-    build_id: str
+    build: str
     python: str
+    workflows: list[str]
     started_at: datetime
     expires_at: datetime
     is_expired: bool

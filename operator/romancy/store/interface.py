@@ -369,8 +369,11 @@ class Store(Protocol):
         """Every failed attempt of their activities."""
         ...
 
-    async def retry_run(self, run_id: UUID) -> bool:
+    async def retry_run(self, run_id: UUID, *, by: str = "") -> bool:
         """Have a failed run go on from its last checkpoint. False if it was retried before, and is open.
+
+        Args:
+            by: who asks, kept with the message.
 
         Raises:
             RunNotFoundError: there is no such run.

@@ -17,8 +17,11 @@ _ANEW = "start a new run"
 class Retries(Claims):
     """The part of the store that retries runs."""
 
-    async def retry_run(self, run_id: UUID) -> bool:
+    async def retry_run(self, run_id: UUID, *, by: str = "") -> bool:
         """Have a failed run go on from its last checkpoint. False if it was retried before, and is open.
+
+        Args:
+            by: who asks, kept with the message.
 
         Raises:
             RunNotFoundError: there is no such run.
@@ -39,7 +42,7 @@ class Retries(Claims):
                 SQL.retry_run(
                     run_id=run_id,
                     finished_at=run.finished_at,
-                    payload=json.dumps({"from": point_of(run, history), "to": last}),
+                    payload=json.dumps({"from": point_of(run, history), "to": last, "by": by}),
                     due_channel=due_channel(self.settings),
                     mirror_channel=mirror_channel(self.settings),
                 )
