@@ -262,7 +262,11 @@ async def test_a_list_is_watched_with_what_comes_and_what_leaves_it(api: Api, mo
         await api.app.start(api_sleep.options(id="s2"), 3600)
         assert (await anext(stream))[1]["name"] == "s2"
         await first.cancel()
-        assert await anext(stream) == ("gone", {"id": str(first.id)})
+        kind, each = await anext(stream)
+        while kind != "gone":  # the other one may be shown again, with the time at which it is due
+            assert each["name"] == "s2"
+            kind, each = await anext(stream)
+        assert each == {"id": str(first.id)}
 
 
 async def test_no_more_watch_than_may(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

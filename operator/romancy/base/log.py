@@ -50,7 +50,12 @@ def configure_library() -> None:
     if not structlog.is_configured():
         *shown, _console = structlog.get_config()["processors"]
         structlog.configure(
-            processors=[*shown, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)],
+            processors=[
+                *shown,
+                structlog.dev.ConsoleRenderer(
+                    colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                ),
+            ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
             logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         )
