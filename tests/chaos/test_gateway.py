@@ -128,7 +128,7 @@ async def test_a_load_is_borne_beside_slow_and_silent_connections(fleet: Fleet, 
 
     percentiles = statistics.quantiles(took, n=100)
     print(
-        f"{RATE * SECONDS:,} events in {whole:.1f} s ({RATE * SECONDS / whole:.0f}/s) beside {len(idle)} idle and {len(slow)} slow "
+        f"{RATE * SECONDS:,} events in {whole:.1f} s ({RATE * SECONDS / whole:.0f}/s), {len(idle)} idle and {len(slow)} slow "
         f"connections: median {percentiles[49] * 1000:.0f} ms, p99 {percentiles[98] * 1000:.0f} ms, max {max(took) * 1000:.0f} ms"
     )
     assert statuses == {202: RATE * SECONDS}

@@ -10,10 +10,11 @@ import pytest
 from aiohttp import ClientSession
 
 from romancy import App
-from romancy.base.settings import WorkerSettings
+from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.gateway import bodies, server
 from romancy.gateway.cloudevents import BATCH, STRUCTURED
 from tests import postgres
+from tests.cloudevents import sender
 from tests.gateway.conftest import LOCAL, Api, until
 from tests.gateway.flows import WORKFLOWS, api_any, api_wait
 
@@ -229,3 +230,47 @@ async def test_with_postgresql_stopped_an_event_is_answered_503_and_taken_when_i
                 )
                 assert answer.headers["Retry-After"] == "1"
             assert (back.status, back.body["duplicate"]) == (202, False)
+
+
+async def test_another_language_s_sdk_and_curl_send_all_three_forms(database: DatabaseSettings) -> None:
+    token = "a-token-of-this-test"
+    async with (
+        App(database, WORKFLOWS, worker=WorkerSettings(name="w", park_after_seconds=0)) as app,
+        server.serving(app.http(events_token=token), LOCAL) as port,
+        ClientSession(f"http://127.0.0.1:{port}") as session,
+    ):
+        api = Api(app, session, port, database)
+        handles = [await waiting(api, order) for order in ("binary", "structured", "first", "second", "c1", "c2", "c3")]
+        url = f"http://127.0.0.1:{port}/events"
+
+        async def run(*command: str) -> str:
+            done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            out, _ = await done.communicate()
+            assert done.returncode == 0
+            return out.decode()
+
+        binary = await asyncio.to_thread(sender)
+        sdk = json.loads(await run(str(binary), url, token))
+        curl = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"Authorization: Bearer {token}", url)
+        one = {"specversion": "1.0", "source": "/curl", "type": "shop.paid"}
+        structured = json.dumps({**one, "id": "c1", "data": {"order": "c1"}})
+        batch = json.dumps([{**one, "id": "c3", "data": {"order": "c3"}}])
+        headers = ("ce-specversion: 1.0", "ce-source: /curl", "ce-type: shop.paid", "ce-id: c2")
+        told = [
+            await run(*curl, "-H", f"Content-Type: {STRUCTURED}", "-d", structured),
+            await run(
+                *curl,
+                *("-H", "Content-Type: application/json"),
+                *(part for each in headers for part in ("-H", each)),
+                "-d",
+                '{"order":"c2"}',
+            ),
+            await run(*curl, "-H", f"Content-Type: {BATCH}", "-d", batch),
+        ]
+        refused = await run(*("not-it" if part.startswith("Authorization") else part for part in curl), "-d", "{}")
+
+        assert sdk == {"binary": 202, "structured": 202, "batch": 202}
+        assert told == ["202", "202", "202"]
+        assert refused == "401"
+        found = [await handle.result(timeout=10) for handle in handles]
+    assert found == ["binary", "structured", "first", "second", "c1", "c2", "c3"]
