@@ -16,12 +16,17 @@ from typing import Any, Final
 
 import click
 import structlog
+from aiohttp import web
 from pydantic import SecretStr
 
 from romancy.base import settings
 from romancy.base.clock import SystemClock
-from romancy.base.settings import DatabaseSettings
+from romancy.base.settings import DatabaseSettings, GatewaySettings
+from romancy.client import Client
 from romancy.errors import DefinitionError, SettingsError
+from romancy.gateway import server
+from romancy.gateway.access import Open
+from romancy.gateway.services import services_of
 from romancy.model import failure
 from romancy.sdk.workflow import WORKFLOWS
 from romancy.store.postgres import PostgresStore
@@ -32,7 +37,7 @@ RUNNING: Final = FOLDER / "dev.json"  # where `romancy run` finds the database o
 READY_SECONDS: Final = 30
 
 
-async def run(file: Path, database_url: str | None, *, workflow: str | None, input: str, reload: bool) -> int:  # noqa: A002
+async def run(file: Path, database_url: str | None, *, workflow: str | None, text: str, reload: bool, port: int) -> int:
     """Run until Ctrl-C; the exit code."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,14 +46,14 @@ async def run(file: Path, database_url: str | None, *, workflow: str | None, inp
         FOLDER.mkdir(exist_ok=True)
         RUNNING.write_text(json.dumps({"database_url": url, "pid": os.getpid()}))
         try:
-            await _keep_worker(file, url, stop, workflow=workflow, text=input, reload=reload)
+            await _keep_worker(file, url, stop, workflow=workflow, text=text, reload=reload, port=port)
         finally:
             RUNNING.unlink(missing_ok=True)
     return 0
 
 
-async def work(file: Path, database_url: str) -> int:
-    """The worker's own process: load FILE, execute runs until SIGTERM."""
+async def work(file: Path, database_url: str, port: int) -> int:
+    """The worker's own process: load FILE, execute runs and answer HTTP until SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -60,15 +65,42 @@ async def work(file: Path, database_url: str) -> int:
     database = DatabaseSettings(url=SecretStr(database_url))
     options = settings.load().worker.model_copy(update={"name": f"dev-{os.getpid()}", "drain_seconds": 2.0})
     worker = Worker(lambda: PostgresStore(database), list(WORKFLOWS), options, clock=SystemClock())
+    client = Client(database)
+    services = services_of(
+        client,
+        Open(only_local=True),
+        GatewaySettings(),
+        worker.workflows,
+        namespace=client.namespace,
+        payload_bytes_max=options.payload_bytes_max,
+    )
     await worker.start()
-    say(f"ready: {', '.join(WORKFLOWS.names())} (pid {os.getpid()}; kill -9 it, and see the next one go on)")
-    await stop.wait()
-    await worker.drain()
+    async with client, _serving(server.application(services, [worker]), port) as url:
+        say(f"the API and events: {url}/api/v1, {url}/events, {url}/openapi.json")
+        await _until_drained(worker, stop)
     return 0
 
 
+@contextlib.asynccontextmanager
+async def _serving(app: web.Application, port: int) -> AsyncIterator[str]:
+    """Serve on loopback, on another port if this one is taken; gives the URL."""
+    async with contextlib.AsyncExitStack() as stack:
+        local = GatewaySettings(host="127.0.0.1", port=port)
+        try:
+            found = await stack.enter_async_context(server.serving(app, local))
+        except OSError:
+            found = await stack.enter_async_context(server.serving(app, local.model_copy(update={"port": 0})))
+        yield f"http://127.0.0.1:{found}"
+
+
+async def _until_drained(worker: Worker, stop: asyncio.Event) -> None:
+    say(f"ready: {', '.join(WORKFLOWS.names())} (pid {os.getpid()}; kill -9 it, and see the next one go on)")
+    await stop.wait()
+    await worker.drain()
+
+
 async def _keep_worker(
-    file: Path, url: str, stop: asyncio.Event, *, workflow: str | None, text: str, reload: bool
+    file: Path, url: str, stop: asyncio.Event, *, workflow: str | None, text: str, reload: bool, port: int
 ) -> None:
     """Keep a worker alive: start it, start it anew when it dies or a file is saved, end it at the end."""
     saved = asyncio.Event()
@@ -76,7 +108,7 @@ async def _keep_worker(
     try:
         while not stop.is_set():
             saved.clear()
-            child = await _start("dev-worker", file, url, hash_seed="0")
+            child = await _start("dev-worker", file, url, "--port", str(port), hash_seed="0")
             replayer = await _start("dev-replayer", file, url, hash_seed="1")
             if workflow is not None:
                 await _start_run(url, workflow, text)
@@ -110,10 +142,10 @@ async def _keep_worker(
             watching.cancel()
 
 
-async def _start(command: str, file: Path, url: str, *, hash_seed: str) -> asyncio.subprocess.Process:
+async def _start(command: str, file: Path, url: str, *options: str, hash_seed: str) -> asyncio.subprocess.Process:
     """A process of ours; in a session of its own, so that Ctrl-C reaches only the parent, which ends it in order."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "romancy", command, str(file), "--database-url", url),
+        *(sys.executable, "-m", "romancy", command, str(file), "--database-url", url, *options),
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         start_new_session=True,
     )

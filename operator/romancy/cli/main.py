@@ -65,7 +65,10 @@ def operator() -> None:
 @click.option(
     "--reload/--no-reload", default=True, show_default=True, help="Start anew when a .py file beside FILE is saved."
 )
-def dev(file: Path, database_url: str | None, workflow: str | None, text: str, reload: bool) -> None:
+@click.option(
+    "--port", default=8080, show_default=True, help="Of HTTP, on loopback alone; another one if this is taken."
+)
+def dev(file: Path, database_url: str | None, workflow: str | None, text: str, reload: bool, port: int) -> None:
     """Run the workflows of FILE on this machine: a PostgreSQL of its own, a worker, no Kubernetes.
 
     Prints one line a change of state. Ctrl-C stops; runs go on at the next start.
@@ -73,17 +76,22 @@ def dev(file: Path, database_url: str | None, workflow: str | None, text: str, r
     with_fixed_hash_seed()
     from romancy.cli import dev as development
 
-    sys.exit(asyncio.run(development.run(file, database_url, workflow=workflow, input=_object(text), reload=reload)))
+    sys.exit(
+        asyncio.run(
+            development.run(file, database_url, workflow=workflow, text=_object(text), reload=reload, port=port)
+        )
+    )
 
 
 @main.command("dev-worker", hidden=True)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--database-url", required=True)
-def dev_worker(file: Path, database_url: str) -> None:
+@click.option("--port", required=True, type=int)
+def dev_worker(file: Path, database_url: str, port: int) -> None:
     """The worker process of `romancy dev`."""
     from romancy.cli import dev as development
 
-    sys.exit(asyncio.run(development.work(file, database_url)))
+    sys.exit(asyncio.run(development.work(file, database_url, port)))
 
 
 @main.command("dev-replayer", hidden=True)

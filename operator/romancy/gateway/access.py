@@ -35,6 +35,7 @@ TOKEN_CHARS_MAX: Final = 8192
 TOKEN_CHARS_MIN: Final = 16
 _TOKEN_FIELDS: Final = frozenset({"name", "token", "role", "namespaces"})
 CALLERS_MAX: Final = 10_000
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 FAILED_PER_SECOND: Final = 5.0
 """Tokens of one address that nobody vouches for and that are told so."""
 
@@ -155,7 +156,14 @@ class Tokens:
 
 
 class Open:
-    """Everybody may do everything: on loopback, or where somebody else asks who it is."""
+    """Everybody may do everything: on loopback, or where somebody else asks who it is.
+
+    Args:
+        only_local: requests must name this machine, or a page of the web could have its name lead here (DNS rebinding).
+    """
+
+    def __init__(self, *, only_local: bool = False) -> None:
+        self.only_local = only_local
 
     async def identify(self, token: str) -> Caller | None:
         del token
@@ -234,7 +242,6 @@ class Gate:
         events_per_second: float,
     ) -> None:
         self._access, self._events_token, self._are_events_open = access, events_token, are_events_open
-        self._is_open = isinstance(access, Open)
         self._requests = Rates(clock, requests_per_second)
         self._events = Rates(clock, events_per_second)
         self._failures = Rates(clock, FAILED_PER_SECOND)
@@ -247,7 +254,8 @@ class Gate:
             TooManyRequestsError: they ask too often.
         """
         token = _bearer(request)
-        if self._is_open:
+        if isinstance(self._access, Open):
+            _refuse_foreign_page(request, only_local=self._access.only_local)
             return ANYBODY
         if not token:
             raise UnauthenticatedError
@@ -266,8 +274,10 @@ class Gate:
             UnauthenticatedError, ForbiddenError, TooManyRequestsError: as for any request.
         """
         token = _bearer(request)
-        if self._are_events_open or self._is_open:
+        if self._are_events_open:
             caller = ANYBODY
+        elif isinstance(self._access, Open):
+            caller = await self.caller(request)
         elif self._events_token and hmac.compare_digest(token.encode(), self._events_token.encode()):
             caller = EVENT_SENDER
         else:
@@ -315,6 +325,18 @@ class Rates:
     def _left(self, who: str) -> float:
         left, at = self._buckets.get(who, (self._burst, self._clock.monotonic()))
         return min(self._burst, left + (self._clock.monotonic() - at) * self._per_second)
+
+
+def _refuse_foreign_page(request: web.Request, *, only_local: bool) -> None:
+    """A browser sends what a page of anybody tells it to; without tokens this is what tells such a request apart.
+
+    Raises:
+        ForbiddenError: it comes from a page of another host.
+    """
+    origin = request.headers.get(hdrs.ORIGIN)
+    host = request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
+    if (origin is not None and origin.partition("://")[2] != request.host) or (only_local and host not in _LOCAL):
+        raise ForbiddenError(f"a page of {origin or host:.200}", request.method.lower(), "anything", None)
 
 
 def _bearer(request: web.Request) -> str:
