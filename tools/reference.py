@@ -1,16 +1,20 @@
 """What is made of the code, in docs/reference and in the chart: `python -m tools.reference --write | --check`."""
 
 import ast
+import inspect
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import click
 from prometheus_client.metrics import MetricWrapperBase
 
 from romancy.base import metrics, settings
 from romancy.check import RULES
+from romancy.cli import backend
+from romancy.cli import main as cli
 from tools.values_schema import values_schema
 
 ROOT: Final = Path(__file__).parents[1]
@@ -97,11 +101,74 @@ def check_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def commands_page() -> str:
+    """Every command with its options, and what they end with."""
+    lines = [
+        "# Command line",
+        "",
+        "`romancy`, and the same as `kubectl romancy`. Commands ask the HTTP API if its address is given (`--server`, or",
+        f"`{backend.URL_VARIABLE}`; the token in `{backend.TOKEN_VARIABLE}`, or in the file that `--token-file` or",
+        f"`{backend.TOKEN_FILE_VARIABLE}` names; certificates to trust in `{backend.CA_FILE_VARIABLE}`), else the database",
+        "of `DATABASE_URL`, or that of `romancy dev` in this folder. Both give the same. A RUN is a name, `NAMESPACE/NAME`",
+        "or an id. Data goes to stdout, all else to stderr; `-o json` gives the objects of the HTTP API. An error is one line",
+        "with its [reason](../errors/README.md), and a hint.",
+        "",
+        "| exit code | |",
+        "| --- | --- |",
+        *[f"| {code} | {text} |" for code, text in cli.EXIT_CODES.items()],
+    ]
+    for path, command in _commands("romancy", cli.main):
+        usage = " ".join(piece for piece in command.collect_usage_pieces(click.Context(command)) if piece)
+        lines += [
+            "",
+            f"## {path}",
+            "",
+            f"`{path} {usage}`",
+            "",
+            inspect.cleandoc(command.help or "").replace("\b\n", ""),
+        ]
+        found = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+        if found:
+            lines += ["", "| option | what it does |", "| --- | --- |"]
+            lines += [f"| {_names(option)} | {_says(option)} |" for option in found]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, each in sorted(command.commands.items()):
+            if not each.hidden:
+                yield from _commands(f"{path} {name}", each)
+    else:
+        yield path, command
+
+
+def _names(option: click.Option) -> str:
+    named = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    if option.is_flag:
+        return named
+    given = option.metavar or ("" if isinstance(option.type, click.Choice) else option.type.name.upper())
+    return f"{named} {given}".strip()
+
+
+def _says(option: click.Option) -> str:
+    choices = ", ".join(str(each) for each in option.type.choices) if isinstance(option.type, click.Choice) else ""
+    default = f"Default: `{option.default}`." if option.show_default and not option.required else ""
+    parts = [
+        option.help or "",
+        f"One of: {choices}." if choices else "",
+        default,
+        "Required." if option.required else "",
+    ]
+    return " ".join(part for part in parts if part).replace("|", "\\|")
+
+
 PAGES: Final = {
     ROOT / "docs/reference/settings.md": settings_page,
     ROOT / "docs/reference/log-events.md": events_page,
     ROOT / "docs/reference/metrics.md": metrics_page,
     ROOT / "docs/reference/check.md": check_page,
+    ROOT / "docs/reference/cli.md": commands_page,
     ROOT / "charts/romancy/values.schema.json": lambda: json.dumps(values_schema(), indent=1) + "\n",
     # Helm takes no file from outside of a chart.
     **{ROOT / "charts/romancy/files/crds" / path.name: path.read_text for path in (ROOT / "crds").glob("*.yaml")},

@@ -402,12 +402,27 @@ class StoreError(RomancyError):
 
 
 class StoreUnavailableError(StoreError):
-    """PostgreSQL gave no answer; what was asked may have been done all the same."""
+    """PostgreSQL, or whoever speaks for it, gave no answer; what was asked may have been done all the same."""
 
     reason = "StoreUnavailable"
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"PostgreSQL gave no answer: {why}", hint="the engine tries again; see that it can be reached")
+    def __init__(self, why: str, *, who: str = "PostgreSQL") -> None:
+        hint = (
+            "the engine tries again; see that it can be reached"
+            if who == "PostgreSQL"
+            else "see that it can be reached"
+        )
+        super().__init__(f"{who} gave no answer: {why}", hint=hint)
+
+
+class ProblemError(RomancyError):
+    """The HTTP API refuses a request: what its problem document says."""
+
+    reason = "RequestInvalid"
+
+    def __init__(self, message: str, *, reason: str, status: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.told, self.status = reason, status
 
 
 class SearchTooBroadError(StoreError):

@@ -243,8 +243,16 @@ def variables() -> dict[str, str]:
     return found
 
 
-# Variables of ours that are no options: they are set for a process by its parent.
-_OTHERS = frozenset({"ROMANCY_HASHSEED_SET"})
+# Variables of ours that are no options of the engine: set for a process by its parent, and those of the command line.
+_OTHERS = frozenset(
+    {
+        "ROMANCY_HASHSEED_SET",
+        "ROMANCY_API__URL",
+        "ROMANCY_API__TOKEN",
+        "ROMANCY_API__TOKEN_FILE",
+        "ROMANCY_API__CA_FILE",
+    }
+)
 # Kubernetes sets such variables in every pod beside a Service named romancy or romancy-something.
 _SERVICE_LINK = re.compile(r"ROMANCY(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9A-Z_]+)?)")
 

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from romancy.base import settings
 from romancy.base.clock import SystemClock
 from romancy.base.settings import DatabaseSettings, GatewaySettings
+from romancy.cli.direct import RUNNING
 from romancy.client import Client
 from romancy.errors import DefinitionError, SettingsError
 from romancy.gateway import server
@@ -30,10 +31,10 @@ from romancy.gateway.services import services_of
 from romancy.model import failure
 from romancy.sdk.workflow import WORKFLOWS
 from romancy.store.postgres import PostgresStore
+from romancy.store.resources import stranded_message
 from romancy.worker.worker import Worker
 
 FOLDER: Final = Path(".romancy")
-RUNNING: Final = FOLDER / "dev.json"  # where `romancy run` finds the database of this folder
 READY_SECONDS: Final = 30
 
 
@@ -165,13 +166,13 @@ async def _watch(file: Path, saved: asyncio.Event, stop: asyncio.Event) -> None:
 
 
 async def _start_run(url: str, workflow: str, text: str) -> None:
-    from romancy.cli import runs
-
-    async with PostgresStore(DatabaseSettings(url=SecretStr(url))) as store:
+    async with Client(url) as client:
         async with asyncio.timeout(READY_SECONDS):
-            while not any(not worker.is_expired for worker in await store.list_workers()):  # noqa: ASYNC110 - another process
+            while not any(not worker.is_expired for worker in await client.store.list_workers()):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
-        await runs.insert(store, workflow, text, name=None, namespace="default")
+        if workflow not in (offers := await client.store.offers()):
+            say(f"warning: {stranded_message(workflow, None, offers)}")
+        await client.start_by_name(workflow, json.loads(text))
 
 
 @contextlib.asynccontextmanager

@@ -1,24 +1,47 @@
 """`romancy`: every command, its help and its exit code."""
 
 import asyncio
+import copy
 import json
 import os
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-from pydantic import SecretStr
 
-from romancy.cli import database
-from romancy.cli.options import duration, json_or_text, pair, time
-from romancy.errors import FilterError, RomancyError, SettingsError
-from romancy.model.run import Phase
+from romancy.cli import database, engine, options, runs
+from romancy.errors import (
+    FilterError,
+    ProblemError,
+    RomancyError,
+    RunNotFoundError,
+    SettingsError,
+    StoreUnavailableError,
+)
 
-EXIT_ERROR = 1
-EXIT_USAGE = 2
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_FOUND: Final = 3
+EXIT_UNAVAILABLE: Final = 4
+EXIT_FORBIDDEN: Final = 5
+EXIT_CODES: Final = {
+    0: "done; of a command that waits for a run: it has succeeded",
+    EXIT_ERROR: "refused, or found something wrong; of a command that waits for a run: it has failed or was cancelled",
+    EXIT_USAGE: "an option, a filter or a setting is wrong",
+    EXIT_NOT_FOUND: "there is no such run",
+    EXIT_UNAVAILABLE: "the database or the HTTP API gives no answer; it may have been done",
+    EXIT_FORBIDDEN: "the HTTP API does not know who asks, or does not let them",
+    130: "ended by Ctrl-C",
+}
+_OF_STATUS: Final = {
+    400: EXIT_USAGE,
+    401: EXIT_FORBIDDEN,
+    403: EXIT_FORBIDDEN,
+    404: EXIT_NOT_FOUND,
+    503: EXIT_UNAVAILABLE,
+}
 
 
 class Commands(click.Group):
@@ -30,10 +53,28 @@ class Commands(click.Group):
         except RomancyError as error:
             if os.environ.get("ROMANCY_LOG__LEVEL") == "DEBUG":
                 raise
-            click.echo(f"error ({error.reason}): {error.message}", err=True)
+            reason = error.told if isinstance(error, ProblemError) else error.reason
+            click.echo(f"error ({reason}): {error.message}", err=True)
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, SettingsError | FilterError) else EXIT_ERROR)
+            sys.exit(exit_code(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def exit_code(error: RomancyError) -> int:
+    """What a command ends with that met this error."""
+    match error:
+        case ProblemError():
+            return _OF_STATUS.get(error.status, EXIT_ERROR)
+        case SettingsError() | FilterError():
+            return EXIT_USAGE
+        case RunNotFoundError():
+            return EXIT_NOT_FOUND
+        case StoreUnavailableError():
+            return EXIT_UNAVAILABLE
+        case _:
+            return EXIT_ERROR
 
 
 @click.group(cls=Commands)
@@ -76,11 +117,9 @@ def dev(file: Path, database_url: str | None, workflow: str | None, text: str, r
     with_fixed_hash_seed()
     from romancy.cli import dev as development
 
-    sys.exit(
-        asyncio.run(
-            development.run(file, database_url, workflow=workflow, text=_object(text), reload=reload, port=port)
-        )
-    )
+    options.json_object(text)
+    running = development.run(file, database_url, workflow=workflow, text=text, reload=reload, port=port)
+    sys.exit(asyncio.run(running))
 
 
 @main.command("dev-worker", hidden=True)
@@ -104,111 +143,9 @@ def dev_replayer(file: Path, database_url: str) -> None:
     sys.exit(asyncio.run(replay.watch(file, database_url)))
 
 
-@main.command()
-@click.argument("workflow")
-@click.option("-i", "--input", "text", default="{}", help="The input, as a JSON object.")
-@click.option("--id", "name", help="Name of the run; starting it twice is one run.")
-@click.option("-n", "--namespace", default="default", show_default=True)
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for its end and print its output.")
-def run(workflow: str, text: str, name: str | None, namespace: str, wait: bool) -> None:
-    """Start a run of WORKFLOW in the database of DATABASE_URL, or of `romancy dev` in this folder.
-
-    Prints the id, then the output. Exits with 1 if the run fails.
-    """
-    from romancy.cli import runs
-
-    sys.exit(asyncio.run(runs.start(workflow, _object(text), name=name, namespace=namespace, wait=wait)))
-
-
-@main.group()
-def runs() -> None:
-    """The runs in the database of DATABASE_URL, or of `romancy dev` in this folder: find them, and delete old ones."""
-
-
-_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
-_ALL_NAMESPACES = click.option("-A", "--all-namespaces", is_flag=True, help="In all namespaces.")
-
-
-@runs.command("list")
-@_NAMESPACE
-@_ALL_NAMESPACES
-@click.option("-w", "--workflow", help="Of this workflow.")
-@click.option("--phase", "phases", multiple=True, type=click.Choice(list(Phase), case_sensitive=False))
-@click.option(
-    "-l",
-    "--label",
-    "labels",
-    multiple=True,
-    type=pair,
-    metavar="NAME=VALUE",
-    help="With this label; each that is given.",
-)
-@click.option("--name", "name_part", help="With this in their name.")
-@click.option("--id", "id_prefix", help="Whose id begins so.")
-@click.option("--created-after", type=time, help="A time, or a duration: so long ago.")
-@click.option("--created-before", type=time)
-@click.option("--finished-after", type=time)
-@click.option("--finished-before", type=time)
-@click.option("-i", "--input", "part", help="Whose input contains this JSON object.")
-@click.option(
-    "--input-at",
-    "at",
-    multiple=True,
-    type=pair,
-    metavar="PATH=VALUE",
-    help="With this value at a path of the input, as in order.id=7.",
-)
-@click.option("--limit", default=50, show_default=True, help="Runs of a page, 1 to 1000.")
-@click.option("--page", "after", metavar="TOKEN", help="The page after the one that gave this token.")
-@click.option("-o", "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def list_runs(
-    namespace: str,
-    all_namespaces: bool,
-    labels: tuple[tuple[str, str], ...],
-    part: str | None,
-    at: tuple[tuple[str, str], ...],
-    form: str,
-    **filters: Any,
-) -> None:
-    """Runs, newest first; all that is given must hold. Prints a page, and the token of the next."""
-    from romancy.cli import runs
-
-    filters["labels"] = dict(labels)
-    filters["input"] = None if part is None else json.loads(_object(part))
-    filters["input_at"] = {path: json_or_text(text) for path, text in at}
-    asyncio.run(runs.show("*" if all_namespaces else namespace, form, filters))
-
-
-@runs.command("purge")
-@click.option("--older-than", required=True, type=duration, help="Since their end, as in 30d; at least 10m.")
-@click.option(
-    "--phase",
-    "phases",
-    multiple=True,
-    type=click.Choice([phase for phase in Phase if phase.is_done], case_sensitive=False),
-    help="Default: all three.",
-)
-@_NAMESPACE
-@_ALL_NAMESPACES
-@click.option("-w", "--workflow", help="Of this workflow.")
-@click.option("--dry-run", is_flag=True, help="Only count.")
-def purge_runs(
-    older_than: timedelta,
-    phases: tuple[str, ...],
-    namespace: str,
-    all_namespaces: bool,
-    workflow: str | None,
-    dry_run: bool,
-) -> None:
-    """Delete ended runs with their history, in small transactions beside all that goes on. It can't be taken back.
-
-    A run whose WorkflowRun is there stays. Prints how many by outcome. Afterwards their names are free.
-    """
-    from romancy.cli import runs
-
-    asked = phases or tuple(phase for phase in Phase if phase.is_done)
-    where = "*" if all_namespaces else namespace
-    asyncio.run(runs.purge(where, workflow, asked, older_than, dry_run=dry_run))
+@main.group("runs")
+def runs_group() -> None:
+    """Find runs: `romancy list` does the same."""
 
 
 @main.command()
@@ -270,6 +207,8 @@ def replay(modules: tuple[str, ...], database_url: str, sample: int, folder: Pat
     results; `romancy.testing.replay(workflow, text)` plays one in a test.
     """
     with_fixed_hash_seed()
+    from pydantic import SecretStr
+
     from romancy.base.settings import DatabaseSettings
     from romancy.cli import replay as replays
     from romancy.worker import loader
@@ -289,18 +228,12 @@ def replay(modules: tuple[str, ...], database_url: str, sample: int, folder: Pat
     sys.exit(EXIT_ERROR if unfit else 0)
 
 
-main.add_command(database.db)
-
-
-def _object(text: str) -> str:
-    """A JSON object, as it was given."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(f"the input is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise click.UsageError(f"the input must be a JSON object, not {type(value).__name__}")
-    return text
+for command in (*runs.COMMANDS, *engine.COMMANDS, database.db):
+    main.add_command(command)
+runs_group.add_command(runs.list_runs)
+_purge = copy.copy(database.purge)
+_purge.hidden = True  # its former name
+runs_group.add_command(_purge)
 
 
 def with_fixed_hash_seed(execute: Callable[..., Any] = os.execve) -> None:

@@ -1,11 +1,17 @@
-"""Values of options that click has no type for: each function is one, and its name the word in the help."""
+"""Options: values that click has no type for (each function is one, its name the word in the help), and what commands share."""
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import click
+
+from romancy.cli.backend import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, Reach
+from romancy.cli.output import FORMS
 
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION: Final = re.compile(r"(?:\d{1,9}[smhd])+")
@@ -49,3 +55,48 @@ def json_or_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"the input is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise click.UsageError(f"the input must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+# --- options that several commands have: the names and letters of kubectl ---------------------------------------------
+
+namespace = click.option("-n", "--namespace", default="default", show_default=True)
+all_namespaces = click.option("-A", "--all-namespaces", is_flag=True, help="In all namespaces.")
+output = click.option(
+    "-o",
+    "--output",
+    "--format",
+    "form",
+    type=click.Choice(FORMS),
+    default="text",
+    show_default=True,
+    help="In this form.",
+)
+
+
+def asking[R](command: Callable[..., R]) -> Callable[..., R]:
+    """Of a command that asks the engine: by its HTTP API if that is named, else the database."""
+    server = click.option(
+        "--server", metavar="URL", help=f"HTTP API to ask, else {URL_VARIABLE}; without: the database."
+    )
+    token = click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=f"Holds the token for it, else {TOKEN_FILE_VARIABLE} or {TOKEN_VARIABLE}.",
+    )
+
+    @functools.wraps(command)
+    def with_reach(*args: Any, server: str | None, token_file: Path | None, **kwargs: Any) -> R:
+        return command(*args, reach=Reach(server, token_file), **kwargs)
+
+    return server(token(with_reach))
