@@ -29,6 +29,7 @@ from romancy.model import failure
 from romancy.model.channel import type_of
 from romancy.model.command import End, RunActivity
 from romancy.model.history import Entry, InboxRow, Kind, MessageKind
+from romancy.model.outbox import OutboxKind
 from romancy.model.run import Form
 from romancy.replay.replay import Replay
 from romancy.sdk.activity import ActivityInfo
@@ -220,6 +221,16 @@ async def tidy(label: str) -> int:
     return info.number
 
 
+@activity(name="sim.offer", retry=TRIES, transactional=True)
+async def offer(label: str) -> int:
+    """Publish jobs in the transaction of its own checkpoint: if it has ended they are there, and else they are not."""
+    info = await SERVICE.get().attempt()
+    for nth in range(1 + info.number % 3):
+        await activity.transaction().publish(JOBS, f"{label}.{nth}")
+    await asyncio.sleep(SERVICE.get().random.choice((0.0, 0.1, 5.0)))
+    return 1 + info.number % 3
+
+
 # --- workflows --------------------------------------------------------------------------------------------------------
 
 
@@ -368,8 +379,31 @@ async def run_rounds(ctx: WorkflowContext, seed: int, rest: int = 3, jobs: list[
     return jobs
 
 
+@workflow(name="sim.ledger")
+async def run_ledger(ctx: WorkflowContext, seed: int) -> int:
+    """Transactional activities beside others, in a row and given up; it tells how many jobs it has offered."""
+    random = Random(seed)
+    offered = 0
+    for number in range(random.randint(1, 4)):
+        match random.choice(("row", "beside", "given up")):
+            case "row":
+                offered += await offer(f"{ctx.info.name} {number}")
+                ctx.set_value("offered", offered)
+            case "beside":
+                async with asyncio.TaskGroup() as group:
+                    offers = [group.create_task(offer(f"{ctx.info.name} {number}/{nth}")) for nth in range(2)]
+                    group.create_task(book(f"{number} beside"))
+                    group.create_task(asyncio.sleep(random.choice((0.01, 1))))
+                offered += sum(each.result() for each in offers)
+            case _:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(random.choice((0.1, 2, 20))):
+                        offered += await offer(f"{ctx.info.name} {number}")
+    return offered
+
+
 WORKFLOWS: Final[dict[str, Any]] = {
-    each.name: each for each in (run_program, run_saga, run_steps, run_talk, run_rounds)
+    each.name: each for each in (run_program, run_saga, run_steps, run_talk, run_rounds, run_ledger)
 }
 
 
@@ -396,6 +430,14 @@ def check_messages(db: MemoryDatabase) -> None:
         if run.workflow in {run_talk.name, run_rounds.name} and run.phase == "Succeeded" and not run.recurred_into
         for job in json.loads(run.output or "[]")
     ]
+    for run in db.run.values():
+        if run.workflow == run_ledger.name and run.phase == "Succeeded":
+            mine = [event for event in jobs.values() if event.source == f"run/{run.id}"]
+            left = [row for row in db.outbox.get(run.id, {}).values() if row.kind == OutboxKind.ANNOUNCE]
+            if len(mine) + len(left) < int(run.output or 0):  # one that it gave up may have been in time all the same
+                raise BreachError(
+                    f"I8: {run.name} has offered {run.output} jobs; {len(mine)} are there, {len(left)} to come"
+                )
     if len(said) > len(jobs) - len(pending):
         raise BreachError(f"I8: {len(jobs)} jobs, of which {len(pending)} are pending, and these were taken: {said}")
     for name in ("outbox", "subscription", "demands"):

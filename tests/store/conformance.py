@@ -17,12 +17,27 @@ from romancy.errors import (
     PayloadRefusedError,
     RetryRefusedError,
     RunNotFoundError,
+    StoreUnavailableError,
     WorkerFencedError,
 )
+from romancy.model.event import CloudEvent
 from romancy.model.history import Kind, MessageKind
 from romancy.model.outbox import OutboxKind, Outgoing
 from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
-from romancy.store.interface import Block, Finish, Keep, Park, Purgeable, Purged, Release, RunFilter, RunWrite
+from romancy.store.interface import (
+    Block,
+    Finish,
+    Keep,
+    Park,
+    Purgeable,
+    Purged,
+    Receipt,
+    Release,
+    RunFilter,
+    RunWrite,
+    Sending,
+    Starter,
+)
 from romancy.store.purge import ROWS_MAX, RUNS_MAX
 from tests.builders import SOME_TIME, a_message, a_new_run, an_attempt, an_entry
 from tests.store.hands import Hands, StoreWithJournal
@@ -790,6 +805,81 @@ class StoreConformance:
             await worker.write(claim, an_entry(3))
         await worker.write(claim, an_entry(1), then=Finish(Phase.FAILED, "PayloadRefused"))
         assert await store.read_history(claim.run_id) == [an_entry(1)]
+
+    # --- transactions of activities ----------------------------------------------------------------------------------
+
+    async def test_an_activity_s_own_transaction_appends_its_entry_and_what_it_sends(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        mine = await hands()
+        claim = await mine.started()
+        await mine.write(claim, an_entry(position=1))
+        transaction = await store.begin_transaction(mine.id)
+
+        assert await transaction.hold(claim.run_id, claim.number)
+        sent = Outgoing(7, OutboxKind.SET_VALUE, '{"name":"a","value":"1"}')
+        await transaction.commit(claim.run_id, claim.number, [an_entry(position=2), an_entry(position=3)], [sent])
+
+        assert [entry.position for entry in await store.read_history(claim.run_id)] == [1, 2, 3]
+        assert await store.read_values(claim.run_id) == {"a": "1"}
+
+    async def test_it_is_undone_and_leaves_nothing(self, store: StoreWithJournal, hands: Register) -> None:
+        mine = await hands()
+        claim = await mine.started()
+        transaction = await store.begin_transaction(mine.id)
+
+        assert await transaction.hold(claim.run_id, claim.number)
+        await transaction.rollback()
+
+        assert await store.read_history(claim.run_id) == []
+
+    async def test_who_does_not_hold_the_run_or_is_buried_can_t_hold_it_in_one(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        """I2: neither with an older claim, nor of another worker's run, nor after the burial."""
+        mine, other = await hands(name="mine"), await hands(name="other")
+        claim = await mine.started()
+        before, foreign, late = [await store.begin_transaction(each.id) for each in (mine, other, mine)]
+
+        assert not await before.hold(claim.run_id, claim.number - 1)
+        assert not await foreign.hold(claim.run_id, claim.number)
+        await before.rollback()
+        await foreign.rollback()
+        await late.rollback()  # a burial ends the backends of its worker
+        await store.bury_worker(mine.id, even_if_alive=True)
+        with pytest.raises((WorkerFencedError, StoreUnavailableError)):
+            await (await store.begin_transaction(mine.id)).hold(claim.run_id, claim.number)
+
+    # --- many events -------------------------------------------------------------------------------------------------
+
+    async def test_many_events_are_stored_in_order_each_once_and_each_is_told_of(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        await store.set_starters("default", ["w"], [Starter("w", "t.go", {}, Form.WHOLE)])
+        mine = await hands()
+        target = await mine.started()
+        sent = [
+            Sending(CloudEvent(id="1", source="/s", type="t.go")),
+            Sending(CloudEvent(id="2", source="/s", type="t.other")),
+            Sending(CloudEvent(id="1", source="/s", type="t.go")),
+            Sending(CloudEvent(id="3", source="/s", type="t.go"), to=target.run_id),
+            Sending(CloudEvent(id="4", source="/s", type="t.go"), to=uuid4()),
+        ]
+
+        first = await store.send_events(sent)
+        again = await store.send_events(sent[:2])
+
+        assert first == [
+            Receipt(0, 1, True),
+            Receipt(0, 0, True),
+            Receipt(0, 0, False),
+            Receipt(1, 0, True),
+            Receipt(0, 0, True),
+        ]
+        assert again == [Receipt(0, 0, False), Receipt(0, 0, False)]
+        [brought] = await store.read_inbox(target.run_id, 0)
+        assert json.loads(brought.payload)["id"] == "3"
+        assert await store.send_events([]) == []
 
     # --- inbox --------------------------------------------------------------------------------------------------------
 

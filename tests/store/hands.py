@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from romancy.model.history import Entry
-from romancy.store.interface import Begin, Claim, Flushed, Journal, RunWrite, Store, WorkerId
+from romancy.store.interface import ActivityTransaction, Begin, Claim, Flushed, Journal, RunWrite, Store, WorkerId
 from tests.builders import SOME_TIME, a_new_run, a_new_worker
 
 TTL_SECONDS = 600.0
@@ -15,6 +15,7 @@ class StoreWithJournal(Store, Protocol):
     """What the suite needs beside the interface: a worker's way to write."""
 
     async def journal(self, worker_id: WorkerId) -> Journal: ...
+    async def begin_transaction(self, worker_id: WorkerId) -> ActivityTransaction: ...
 
 
 @dataclass

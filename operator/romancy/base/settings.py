@@ -32,6 +32,8 @@ class DatabaseSettings(_Part):
     """Connections that flush side by side; one is fastest below some thousand flushes a second."""
     pool_max: Annotated[int, Field(ge=2, le=100)] = 4
     """Connections for everything that is not the journal, claims, LISTEN or the lease."""
+    transactions_max: Annotated[int, Field(ge=1, le=100)] = 10
+    """Connections for transactional activities, opened when there are any; more of them at once wait."""
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 5
     statement_timeout_seconds: Annotated[float, Field(gt=0)] = 10
     """Above lock_timeout, so that a lock that is not given is told apart."""

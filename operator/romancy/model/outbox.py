@@ -25,12 +25,23 @@ class OutboxKind(StrEnum):
     JOIN = "Join"
     LEAVE = "Leave"
     SET_VALUE = "SetValue"
+    ANNOUNCE = "Announce"  # a message that a transactional activity publishes; numbered by `announced_number`
     RECUR = "Recur"  # the run begins anew; numbered by minus its claim, since it is for that claim alone
     ENDED = "Ended"  # the run is done: what it has open elsewhere is closed
 
 
 ENDED_NUMBER = 0
 """The number of the row of a run's end; those that its code asks for are numbered from 1."""
+
+
+ANNOUNCED_MAX = 64
+"""Messages of one transaction."""
+
+
+def announced_number(activity: int, nth: int) -> int:
+    """The number of a message that an activity publishes in its transaction: above all that the run's code asks for."""
+    assert 0 <= nth < ANNOUNCED_MAX
+    return 2**29 + activity * ANNOUNCED_MAX + nth
 
 
 @record

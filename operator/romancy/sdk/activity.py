@@ -21,6 +21,8 @@ from romancy.replay.current import current
 from romancy.replay.replay import Replay
 from romancy.sdk import saga, signature
 from romancy.sdk.registry import Registry
+from romancy.sdk.transaction import Transaction
+from romancy.sdk.transaction import current as current_transaction
 
 ACTIVITIES: Final[Registry["Activity[..., Any]"]] = Registry("activities")
 
@@ -56,6 +58,7 @@ class Activity[**P, R]:
         name: in history, logs and metrics.
         retry: when a failed attempt is tried again.
         timeout_seconds: of one attempt; None for no limit.
+        is_transactional: what it writes and that it has ended are committed together.
         compensation: what takes back a result, or None.
     """
 
@@ -66,6 +69,7 @@ class Activity[**P, R]:
         name: str | None,
         retry: RetryPolicy,
         timeout: float | timedelta | None,
+        transactional: bool = False,
     ) -> None:
         refuse_wrapped(fn, "activity")
         self.fn: Callable[P, Awaitable[R]] | Callable[P, R] = fn
@@ -76,6 +80,12 @@ class Activity[**P, R]:
         self.timeout_seconds = _seconds(timeout, self.name)
         self.compensation: Activity[[R], Any] | None = None
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn)) or inspect.iscoroutinefunction(fn)
+        self.is_transactional = transactional
+        if transactional and not self.is_async:
+            raise DefinitionError(
+                f"activity {self.name!r} at {self.where} is transactional, and no `async def`",
+                hint="its connection belongs to the event loop: write `async def`",
+            )
         self.signature = signature.read(fn, kind="activity", name=self.name)
         functools.update_wrapper(self, fn)
         if "<locals>" not in fn.__qualname__:
@@ -208,6 +218,10 @@ class _Compensates[R](Protocol):
     def __call__[X](self, fn: Callable[[R], X], /) -> Activity[[R], X]: ...
 
 
+class _DecoratesAsync(Protocol):
+    def __call__[**P, R](self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
+
+
 class _Decorates(Protocol):
     @overload
     def __call__[**P, R](self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, R]: ...
@@ -232,6 +246,17 @@ class ActivityDecorator:
         retry: RetryPolicy = RetryPolicy(),
         timeout: float | timedelta | None = None,
     ) -> _Decorates: ...
+    @overload
+    def __call__(
+        self,
+        fn: None = None,
+        /,
+        *,
+        transactional: bool,
+        name: str | None = None,
+        retry: RetryPolicy = RetryPolicy(),
+        timeout: float | timedelta | None = None,
+    ) -> _DecoratesAsync: ...
     def __call__(
         self,
         fn: Callable[..., Any] | None = None,
@@ -240,6 +265,7 @@ class ActivityDecorator:
         name: str | None = None,
         retry: RetryPolicy = RetryPolicy(),
         timeout: float | timedelta | None = None,
+        transactional: bool = False,
     ) -> Any:
         """Make a function an activity: a step with side effects, saved before execution continues, at least once.
 
@@ -247,13 +273,15 @@ class ActivityDecorator:
             name: in history; changing it is changing the code. Default: the function's name.
             retry: when a failed attempt is tried again.
             timeout: of one attempt, in seconds. A plain function goes on in its thread after it, and its result is lost.
+            transactional: what it writes by `activity.transaction()`, and that it has ended, are committed together: exactly
+                once. A connection is held from its begin to its end: nothing in it should wait for others.
 
         Raises:
             DefinitionError: the function can't be an activity; says why, with the line.
         """
 
         def decorate(function: Callable[..., Any]) -> Activity[..., Any]:
-            return Activity(function, name=name, retry=retry, timeout=timeout)
+            return Activity(function, name=name, retry=retry, timeout=timeout, transactional=transactional)
 
         return decorate if fn is None else decorate(fn)
 
@@ -270,6 +298,15 @@ class ActivityDecorator:
                 hint="call it in an activity that a run executes",
             )
         return found
+
+    @staticmethod
+    def transaction() -> Transaction:
+        """The transaction of the attempt that calls this.
+
+        Raises:
+            OutsideWorkflowError: no attempt of a transactional activity does.
+        """
+        return current_transaction()
 
 
 activity: Final = ActivityDecorator()

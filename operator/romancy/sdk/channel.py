@@ -167,18 +167,18 @@ async def publish[T](replay: "Replay", channel: Channel[T], data: T, metadata: M
         raise ChannelInvalidError(
             f"channel {channel.name!r} is Direct", hint="send_to(run, channel, data) names the receiver"
         )
-    await ask(replay, OutboxKind.PUBLISH, channel, _content(channel, data, metadata))
+    await ask(replay, OutboxKind.PUBLISH, channel, content_of(channel, data, metadata))
 
 
 async def send_to[T](
     replay: "Replay", namespace: str, run: str | UUID, channel: Channel[T], data: T, metadata: Mapping[str, Any] | None
 ) -> None:
     """Send a message to one run; returns when it is durable."""
-    asked = {**_content(channel, data, metadata), "namespace": namespace, "to": str(run)}
+    asked = {**content_of(channel, data, metadata), "namespace": namespace, "to": str(run)}
     await ask(replay, OutboxKind.SEND_TO, channel, asked)
 
 
-def _content(channel: Channel[Any], data: Any, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def content_of(channel: Channel[Any], data: Any, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a message holds; refused here if the store would."""
     content: dict[str, Any] = {"data": channel.encode(data), "metadata": checked_metadata(metadata)}
     message = message_of(channel.name, content["data"], content["metadata"], source=f"run/{UUID(int=0)}", id="0" * 10)

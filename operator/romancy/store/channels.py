@@ -100,6 +100,11 @@ class Channels(Events):
                 told = {}
             await self.send([_answer(row, told)])
 
+    async def announce(self, rows: Sequence[OutboxRow]) -> None:
+        """Publish what activities have published in their transactions; they are told nothing."""
+        for row in rows:
+            await self._do(row, json.loads(row.payload))
+
     async def _do(self, row: OutboxRow, asked: dict[str, Any]) -> None:
         channel, mode = asked["channel"], ChannelMode(asked["mode"])
         if "data" not in asked:

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from romancy.errors import RomancyError
+from romancy.model.channel import ChannelMode
 from romancy.model.event import CloudEvent, Where
 from romancy.model.history import Attempt, Entry, InboxRow, Message
 from romancy.model.outbox import OutboxRow, Outgoing
@@ -517,6 +518,27 @@ class Store(Protocol):
             SearchTooBroadError: too many to count in the time that a statement may take.
         """
         ...
+
+
+class ActivityTransaction(Protocol):
+    """A transaction of an activity, committed together with the entry that says that it has ended."""
+
+    connection: Any
+
+    async def fix_mode(self, channel: str, mode: ChannelMode) -> None: ...
+    async def hold(self, run_id: UUID, claim: int) -> bool:
+        """What can be refused of it is refused here, and nobody takes the run from here on. False: it is not ours any more."""
+        ...
+
+    async def commit(self, run_id: UUID, claim: int, entries: Sequence[Entry], outbox: Sequence[Outgoing]) -> None:
+        """Commit with these entries and outbox rows.
+
+        Raises:
+            StoreUnavailableError: it is not known whether it was committed.
+        """
+        ...
+
+    async def rollback(self) -> None: ...
 
 
 class Wakeups(Protocol):

@@ -42,6 +42,8 @@ class Outbox(Children, Channels, Iterations):
         answered = (OutboxKind.OPEN_CHANNEL, OutboxKind.PUBLISH, OutboxKind.SEND_TO)
         if asks := [row for row in rows if row.kind in answered]:
             await self.answer_channels(asks)
+        if announced := of(OutboxKind.ANNOUNCE):
+            await self.announce(announced)
         if takes := of(OutboxKind.TAKE):
             await self.take(takes)
         if untakes := of(OutboxKind.UNTAKE):

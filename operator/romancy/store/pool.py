@@ -137,6 +137,19 @@ async def open_pool(settings: DatabaseSettings, *, size: int, is_listing: bool =
         )
 
 
+async def open_transactions(settings: DatabaseSettings, *, name: str) -> asyncpg.Pool:
+    """Open a pool of connections for activities: what the server plans and where it looks for tables is its own affair.
+
+    Their state is set back after each use.
+    """
+    options = _options(settings, name=name, is_listing=True)
+    del options["connection_class"], options["server_settings"]["search_path"]
+    with unavailable_as_ours():
+        return await asyncpg.create_pool(
+            min_size=0, max_size=settings.transactions_max, max_inactive_connection_lifetime=60, **options
+        )
+
+
 def _options(settings: DatabaseSettings, *, name: str, is_listing: bool, **changes: str) -> dict[str, Any]:
     url = settings.url.get_secret_value()
     if not url:

@@ -13,10 +13,11 @@ from romancy.store.pool import APPLICATION, application_name, open_pool
 from romancy.store.purge import Purge
 from romancy.store.resources import Resources
 from romancy.store.retries import Retries
+from romancy.store.transactions import Transactions
 from romancy.store.workers import Workers
 
 
-class PostgresStore(Retries, Workers, Mirror, Resources, Purge):
+class PostgresStore(Retries, Transactions, Workers, Mirror, Resources, Purge):
     """Everything that the engine keeps, in one schema of PostgreSQL.
 
     It belongs to the event loop that opened it; two of them, in threads of one process, know nothing of each other.
@@ -28,6 +29,7 @@ class PostgresStore(Retries, Workers, Mirror, Resources, Purge):
     def __init__(self, settings: DatabaseSettings) -> None:
         self.settings = settings
         self._claiming = {}
+        self._transacting = {}
         self._losses = {}
         self._told = {}
         self._turn = 0
@@ -53,7 +55,7 @@ class PostgresStore(Retries, Workers, Mirror, Resources, Purge):
             await journal.close()
         for wakeups in self._wakeups:
             await wakeups.close()
-        for worker_id in list(self._claiming):
+        for worker_id in {*self._claiming, *self._transacting}:
             await self.close_worker(worker_id)
         await self._notifier.close()
         await self._listing_pool.close()
@@ -91,6 +93,8 @@ class PostgresStore(Retries, Workers, Mirror, Resources, Purge):
     async def close_worker(self, worker_id: WorkerId) -> None:
         """Close the connection that this worker claims on: one that was buried needs it no more."""
         self._losses.pop(worker_id, None)
+        if (pool := self._transacting.pop(worker_id, None)) is not None:
+            pool.terminate()  # nobody waits for what is in it: the runs are others' now
         if (connection := self._claiming.pop(worker_id, None)) is not None:
             await connection.close()
 

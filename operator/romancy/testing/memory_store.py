@@ -6,17 +6,22 @@ of store/sql/ are carried out here. One conformance suite holds it to what Postg
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from romancy.base.settings import DatabaseSettings
+from romancy.errors import StoreUnavailableError, WorkerFencedError
+from romancy.model.channel import ChannelMode
+from romancy.model.history import Entry
+from romancy.model.outbox import Outgoing
 from romancy.store.interface import WorkerId
 from romancy.store.journal import PostgresJournal
 from romancy.store.notify import Notifier, PostgresWakeups
 from romancy.store.pool import Statement, unavailable_as_ours
 from romancy.store.postgres import PostgresStore
 from romancy.store.queries import SQL, Query
+from romancy.store.transactions import ActivityTransaction
 from romancy.testing.memory.channels import Channels
 from romancy.testing.memory.children import Children
 from romancy.testing.memory.claims import Claims
@@ -31,6 +36,7 @@ from romancy.testing.memory.purge import Purge
 from romancy.testing.memory.resources import Resources
 from romancy.testing.memory.retries import Retries
 from romancy.testing.memory.tables import Row
+from romancy.testing.memory.transactions import Transactions
 from romancy.testing.memory.workers import Workers
 
 _QUERIES: Final[dict[str, Query]] = {query.text: query for query in SQL.by_name.values()}
@@ -58,6 +64,7 @@ class MemoryDatabase(
     Purge,
     Resources,
     Retries,
+    Transactions,
     Workers,
 ):
     """What several processes share: the tables. A statement is carried out as a whole, one after the other.
@@ -140,10 +147,42 @@ class MemoryStore(PostgresStore):
         with unavailable_as_ours():
             return await self.perform("bury_worker", bury)
 
+    async def begin_transaction(self, worker_id: WorkerId) -> ActivityTransaction:
+        """One with no connection."""
+        return MemoryTransaction(self, worker_id)
+
     async def _claim(self, worker_id: WorkerId, statement: Statement) -> Any:
         connection: Any = _EngineConnection(self)
         self._claiming.setdefault(worker_id, connection)
         return await super()._claim(worker_id, statement)
+
+
+class MemoryTransaction(ActivityTransaction):
+    """A transaction with no database in it: all that it does is the checkpoint."""
+
+    def __init__(self, store: MemoryStore, worker_id: WorkerId) -> None:
+        self.connection = None
+        self._memory, self._worker = store, worker_id
+
+    async def fix_mode(self, channel: str, mode: ChannelMode) -> None:
+        await self._memory.fix_mode(channel, mode)
+
+    async def hold(self, run_id: UUID, claim: int) -> bool:
+        with unavailable_as_ours():
+            [row] = await self._memory.execute(self._memory.hold_run(self._worker, run_id, claim))
+        if not row["is_alive"]:
+            raise WorkerFencedError(self._worker)
+        return bool(row["is_held"])
+
+    async def commit(self, run_id: UUID, claim: int, entries: Sequence[Entry], outbox: Sequence[Outgoing]) -> None:
+        statement = self._memory.checkpoint(self._worker, run_id, claim, entries, outbox)
+        with unavailable_as_ours():
+            [row] = await self._memory.execute(statement)
+        if not row["is_held"]:  # with a database its backend would have been ended
+            raise StoreUnavailableError("the worker was buried meanwhile")
+
+    async def rollback(self) -> None:
+        """There is nothing to undo."""
 
 
 class MemoryWakeups(PostgresWakeups):

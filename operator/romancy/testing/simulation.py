@@ -36,7 +36,7 @@ from romancy.store.pool import Statement
 from romancy.store.queries import SQL
 from romancy.testing.loop import PROCESS, Body, VirtualLoop
 from romancy.testing.memory_store import MemoryDatabase, MemoryStore
-from romancy.worker.activities import Activities, Ended
+from romancy.worker.activities import Activities, Ended, Transacts
 from romancy.worker.lease import KeptByTask
 from romancy.worker.worker import Worker
 
@@ -53,6 +53,7 @@ _SAVES: Final = frozenset(
             SQL.unsubscribe_all,
             SQL.delete_sent,
             SQL.store_events,
+            SQL.checkpoint,
             SQL.fix_modes,
             SQL.enqueue,
             SQL.demand,
@@ -522,12 +523,18 @@ class _Activities(Activities):
         self.threads = _InPlace()  # type: ignore[assignment]
 
     async def attempt(
-        self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
+        self,
+        command: RunActivity,
+        info: ActivityInfo,
+        *,
+        may_start: Callable[[], bool],
+        was_asked: Callable[[], bool],
+        transacts: Transacts,
     ) -> Ended:
         assert isinstance(command.definition, Activity)
         arguments = command.definition.decode_arguments(command.arguments)
         self._simulation.called(command, info, arguments)
-        return await super().attempt(command, info, may_start=may_start, was_asked=was_asked)
+        return await super().attempt(command, info, may_start=may_start, was_asked=was_asked, transacts=transacts)
 
     def call(self, activity: Activity[..., Any], arguments: dict[str, Any]) -> Any:
         function = self._simulation.scripted(activity)

@@ -3,17 +3,22 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from romancy.base import metrics
+from romancy.base import log, metrics
 from romancy.errors import ActivityError, ActivityTimeoutError, DefinitionError, PayloadError, TerminalError
 from romancy.model.command import RunActivity
+from romancy.model.outbox import Outgoing
 from romancy.model.record import record
 from romancy.model.retry import RetryPolicy
 from romancy.sdk.activity import INFO, Activity, ActivityInfo
+from romancy.sdk.transaction import TRANSACTION, Transaction
+from romancy.store.interface import ActivityTransaction
 from romancy.worker.threads import Threads
+
+LOG = log.get(__name__)
 
 
 @record
@@ -27,6 +32,18 @@ class Ended:
     @property
     def is_cancelled(self) -> bool:
         return self.payload is None and self.error is None
+
+
+class Transacts(Protocol):
+    """Transactions for the activities of one run."""
+
+    async def begin(self) -> ActivityTransaction: ...
+
+    async def commit(
+        self, transaction: ActivityTransaction, payload: str, at: datetime, outbox: Sequence[Outgoing]
+    ) -> bool:
+        """Commit, with the entry that the activity has ended; it is delivered then. False: the run is not ours any more."""
+        ...
 
 
 class Activities:
@@ -49,13 +66,20 @@ class Activities:
         self._now = now
 
     async def attempt(
-        self, command: RunActivity, info: ActivityInfo, *, may_start: Callable[[], bool], was_asked: Callable[[], bool]
+        self,
+        command: RunActivity,
+        info: ActivityInfo,
+        *,
+        may_start: Callable[[], bool],
+        was_asked: Callable[[], bool],
+        transacts: "Transacts",
     ) -> Ended:
         """Run one attempt to its end, in a context of its own; never raises.
 
         Args:
             may_start: asked again when there is a slot; False ends it as if it had been cancelled before it began.
             was_asked: whether a CancelledError is one that we asked for.
+            transacts: begins and commits the transaction of a transactional activity.
         """
         activity = command.definition
         assert isinstance(activity, Activity)
@@ -63,6 +87,10 @@ class Activities:
         began, outcome = time.monotonic(), "failed"
         try:
             arguments = activity.decode_arguments(command.arguments)
+            if activity.is_transactional:
+                ended = await self._in_transaction(activity, arguments, info.number, may_start, transacts)
+                outcome = "completed"
+                return ended
             if activity.is_async:
                 value, at = await self._here(activity, arguments, may_start)
             else:
@@ -100,16 +128,48 @@ class Activities:
         try:
             if not may_start():
                 raise _NotStarted
-            if activity.timeout_seconds is None:
+            return await self._in_time(activity, arguments)
+        finally:
+            self._async_slots.release()
+
+    async def _in_time(self, activity: Activity[..., Any], arguments: dict[str, Any]) -> tuple[Any, datetime]:
+        if activity.timeout_seconds is None:
+            return await self.call(activity, arguments), self._now()
+        timeout = asyncio.timeout(activity.timeout_seconds)
+        try:
+            async with timeout:
                 return await self.call(activity, arguments), self._now()
-            timeout = asyncio.timeout(activity.timeout_seconds)
+        except TimeoutError:
+            if not timeout.expired():
+                raise  # the activity's own
+            raise _timed_out(activity) from None
+
+    async def _in_transaction(
+        self,
+        activity: Activity[..., Any],
+        arguments: dict[str, Any],
+        number: int,
+        may_start: Callable[[], bool],
+        transacts: "Transacts",
+    ) -> Ended:
+        await self._async_slots.acquire()
+        try:
+            if not may_start():
+                raise _NotStarted
+            opened = await transacts.begin()
+            mine = Transaction(opened.connection, opened.fix_mode)
             try:
-                async with timeout:
-                    return await self.call(activity, arguments), self._now()
-            except TimeoutError:
-                if not timeout.expired():
-                    raise  # the activity's own
-                raise _timed_out(activity) from None
+                TRANSACTION.set(mine)
+                value, at = await self._in_time(activity, arguments)
+                payload = activity.signature.result.encode(value, bytes_max=self._payload_bytes_max)
+                outbox = mine.end(number)
+            except BaseException:
+                await asyncio.shield(opened.rollback())
+                raise
+            if not await transacts.commit(opened, payload, at, outbox):
+                raise _NotStarted  # the run is another worker's
+            await mine.committed(lambda error: LOG.warning("after_commit_failed", error=repr(error)))
+            return Ended(payload, None, at)
         finally:
             self._async_slots.release()
 

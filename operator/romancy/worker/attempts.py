@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,8 +16,9 @@ from romancy.errors import WorkerLostError
 from romancy.model import failure
 from romancy.model.command import CancelActivity, RunActivity
 from romancy.model.history import Attempt, Entry, Kind
+from romancy.model.outbox import Outgoing
 from romancy.sdk.activity import Activity, ActivityInfo
-from romancy.store.interface import ClaimedRun
+from romancy.store.interface import ActivityTransaction, ClaimedRun
 from romancy.worker.activities import Activities, Ended, is_retryable
 from romancy.worker.delivery import Delivery
 from romancy.worker.waiting import Backoff
@@ -39,6 +40,10 @@ class Host(Protocol):
 
     def may_start_activities(self) -> bool:
         """False while the lease is not certain."""
+        ...
+
+    async def begin_transaction(self) -> ActivityTransaction:
+        """For an activity that writes with its checkpoint."""
         ...
 
 
@@ -68,6 +73,29 @@ class Open:
         return self.command.definition
 
 
+class Checkpoint(Protocol):
+    """Commits the transaction of an activity with its entry, and delivers that; False: the run is not ours any more."""
+
+    async def __call__(
+        self, number: int, transaction: ActivityTransaction, payload: str, at: datetime, outbox: Sequence[Outgoing], /
+    ) -> bool: ...
+
+
+class _Transacts:
+    """Transactions for one activity."""
+
+    def __init__(self, host: Host, commit: Callable[..., Awaitable[bool]]) -> None:
+        self._host, self._commit = host, commit
+
+    async def begin(self) -> ActivityTransaction:
+        return await self._host.begin_transaction()
+
+    async def commit(
+        self, transaction: ActivityTransaction, payload: str, at: datetime, outbox: Sequence[Outgoing]
+    ) -> bool:
+        return await self._commit(transaction, payload, at, outbox)
+
+
 class Attempts:
     """The open activities of one run.
 
@@ -75,6 +103,7 @@ class Attempts:
         delivery: where their ends go.
         changed: called when something ended.
         run_log: lines about this run.
+        checkpoint: commits a transactional activity with its entry, and delivers that.
     """
 
     def __init__(
@@ -84,7 +113,9 @@ class Attempts:
         delivery: Delivery,
         changed: Callable[[], None],
         run_log: "structlog.typing.FilteringBoundLogger",
+        checkpoint: "Checkpoint",
     ) -> None:
+        self._checkpoint = checkpoint
         self._host, self._run, self._delivery, self._changed, self._log = host, run, delivery, changed, run_log
         self._last = {row.number: row for row in run.attempts}
         self._lost = {row.number for row in run.attempts if failure.describe(row.failure).type == _LOST}
@@ -225,7 +256,11 @@ class Attempts:
             attempt=each.failed + 1,
         )
         attempt = self._host.activities.attempt(
-            command, info, may_start=self._may_start, was_asked=partial(self._was_asked, each)
+            command,
+            info,
+            may_start=self._may_start,
+            was_asked=partial(self._was_asked, each),
+            transacts=_Transacts(self._host, partial(self._checkpoint, command.number)),
         )
         context = self._context.copy()
         context.run(structlog.contextvars.bind_contextvars, activity=command.name, attempt=info.attempt)

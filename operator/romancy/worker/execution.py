@@ -43,6 +43,7 @@ from romancy.replay.replay import ITERATION, OUTBOX, POSITION, Replay
 from romancy.sdk.context import RunInfo
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
+    ActivityTransaction,
     Begin,
     Block,
     Claim,
@@ -152,7 +153,11 @@ class Execution:
             children_from=claimed.numbers.get(CHILD, 0),
             asks_from=claimed.numbers.get(OUTBOX, 0),
         )
-        self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log)
+        self._attempts = Attempts(engine, claimed, self._delivery, self.look, self._log, self._checkpoint)
+        # While an activity commits, nothing is delivered: its entry has the next position, and must be the next one.
+        self._committing = asyncio.Lock()
+        self._settled: asyncio.Future[None] | None = None
+        self._blocked: BlockingError | None = None  # by what was delivered with a commit
 
     # --- the life of an execution -----------------------------------------------------------------------------
 
@@ -369,6 +374,14 @@ class Execution:
     def _advance(self) -> None:
         replay = self._replay
         assert replay is not None
+        if self._committing.locked():
+            self._submit()
+            self._attempts.start(is_held=self._is_held())
+            self._tell_settled()
+            return
+        if self._blocked is not None:
+            self._block(self._blocked)
+            return
         if self._has_news and self._is_there:
             self._await(self._read_mail())
             return
@@ -436,6 +449,79 @@ class Execution:
             self._writing.add(entry)  # also if the code then blocks: it happened
             self._tell(entry)
             self._take(replay.advance([entry]))
+
+    async def _checkpoint(
+        self, number: int, transaction: ActivityTransaction, payload: str, at: datetime, outbox: Sequence[Outgoing]
+    ) -> bool:
+        """Commit the transaction of an activity with its entry, and with what the code asks for after that.
+
+        Its position is given out when all earlier entries are durable, and later ones wait for the commit: else a history could
+        have a gap where the journal lost what came before. The code runs ahead of the commit, as it does with each flush.
+        """
+        replay = self._replay
+        assert replay is not None
+        async with self._committing:
+            try:
+                await self._settle()
+                is_held = await transaction.hold(self.run_id, self.claim_number)
+            except BaseException:
+                await asyncio.shield(transaction.rollback())
+                raise
+            if not is_held or self._is_out or self._is_leaving:
+                await asyncio.shield(transaction.rollback())
+                return False
+            sent = self._run_ahead(replay, Ready(at, 1, number, Kind.ACTIVITY_COMPLETED, payload), outbox)
+            # The commit is not cancelled with whoever waits: it may have been done.
+            committing = asyncio.ensure_future(
+                transaction.commit(self.run_id, self.claim_number, sent.write.entries, sent.write.outbox)
+            )
+            try:
+                await asyncio.shield(committing)
+            except StoreUnavailableError as error:
+                self._leave(error)  # it may have been done: only a burial makes sure that it will not be yet
+                return False
+        if self._is_out:
+            return False
+        try:
+            self._written(sent, Flushed())
+        except (Exception, asyncio.CancelledError) as error:
+            self._leave(error)
+        self.look()
+        return True
+
+    def _run_ahead(self, replay: Replay, ready: Ready, outbox: Sequence[Outgoing]) -> Sent:
+        """Deliver the end of an activity that is about to be committed; all that has to be written with it."""
+        self._is_busy = True
+        try:
+            entry = self._entry(replay, ready, self._engine.now())
+            self._writing.add(entry)
+            self._tell(entry)
+            for outgoing in outbox:
+                self._writing.post(outgoing)
+            try:
+                self._take(replay.advance([entry]))
+            except BlockingError as error:
+                self._blocked = error  # it happened all the same
+        finally:
+            self._is_busy = False
+        write = self._writing.take_entries()
+        commands, self._writing.commands = self._writing.commands, []
+        return Sent(write, commands, self._attempts.hand_over(), has_cancels(commands))
+
+    async def _settle(self) -> None:
+        """Until all that has been delivered is durable."""
+        if not self._is_settled:
+            self._settled = asyncio.get_running_loop().create_future()
+            self.look()
+            await self._settled
+
+    @property
+    def _is_settled(self) -> bool:
+        return self._writing.is_all_written and self._writing.is_empty and self._is_there
+
+    def _tell_settled(self) -> None:
+        if self._is_settled and self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
 
     def _entry(self, replay: Replay, ready: Ready, now: datetime) -> Entry:
         command: RunActivity | StartTimer | StartChild | Ask | None = None
@@ -642,6 +728,9 @@ class Execution:
                 self._left(sent.write.then)
             return
         self._is_wanted |= sent.has_cancels  # the run may be idle now
+        if self._committing.locked():
+            self.look()
+            return
         if self._has_news or self._writing.has_cancels:
             # To be looked at before anything starts: what the outside may stop, and what the code has given up. That may be
             # durable already, by the next answer of the same flush.

@@ -21,6 +21,7 @@ from romancy.model.run import NewRun, Reason
 from romancy.sdk.workflow import Workflow
 from romancy.store import purge
 from romancy.store.interface import (
+    ActivityTransaction,
     Begin,
     Claim,
     ClaimedRun,
@@ -225,6 +226,11 @@ class Worker:
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]:
         return await self._store.read_inbox(run_id, after)
+
+    async def begin_transaction(self) -> ActivityTransaction:
+        """For an activity that writes with its checkpoint."""
+        assert self.id is not None
+        return await self._store.begin_transaction(self.id)
 
     def send_out(self, rows: Sequence[OutboxRow]) -> None:
         """Carry out what lies in the outbox of runs in hand."""

@@ -55,6 +55,11 @@ class Writing:
         self._entries_bytes = 0
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing has gathered that a position or a command hangs on."""
+        return not (self.entries or self.outbox or self.commands or self.begin)
+
+    @property
     def is_all_written(self) -> bool:
         """No write is on its way."""
         return self._in_flight == 0
@@ -95,6 +100,12 @@ class Writing:
         )
         self.begin, self.entries, self.keep, self.losses_noted, self.outbox = None, [], None, False, []
         self._entries_bytes = 0
+        return write
+
+    def take_entries(self) -> RunWrite:
+        """What has gathered of entries and outbox, for a commit beside the journal."""
+        write = RunWrite(self._run_id, self.claim, entries=tuple(self.entries), outbox=tuple(self.outbox))
+        self.entries, self.outbox, self._entries_bytes = [], [], 0
         return write
 
     def sent(self, sent: Sent) -> None:
