@@ -1,6 +1,6 @@
 """`make bench`: each figure min / median / max of so many rounds, beside its target, from one run on one machine.
 
-`python -m bench [throughput|replay|fan_out|timers|recovery|kubernetes ...] [--rounds N]`
+`python -m bench [throughput|replay|fan_out|timers|recovery|kubernetes|cli ...] [--rounds N]`
 """
 
 import asyncio
@@ -282,6 +282,30 @@ async def kubernetes(server: postgres.Server, rounds: int) -> None:
             await server.give_back(database)
 
 
+async def cli(server: postgres.Server, rounds: int) -> None:
+    """What `romancy` takes until it has said all, as a process of its own."""
+    database = await server.migrated_database()
+    asked = {
+        "--help": (["--help"], {}),
+        "get X, by the HTTP API (which is not there)": (["get", "x", "--server", "http://127.0.0.1:1"], {}),
+        "get X, by the database": (["get", "x"], {"DATABASE_URL": database.url.get_secret_value()}),
+    }
+    for name, (arguments, environment) in asked.items():
+        took = []
+        for _ in range(3 * rounds):
+            began = time.perf_counter()
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "romancy", *arguments),
+                env={**os.environ, "PYTHONPATH": str(ROOT / "operator"), **environment},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            await process.wait()
+            took.append(1000 * (time.perf_counter() - began))
+        show(Figure(f"romancy {name}", "ms", took, "target 250 ms"))
+    await server.give_back(database)
+
+
 async def _apply(plane: ControlPlane, path: str, name: str) -> float:
     body = {
         "apiVersion": "romancy.dev/v1alpha1",
@@ -305,6 +329,7 @@ PARTS: dict[str, Callable[[postgres.Server, int], Awaitable[None]]] = {
     "fan_out": fan_out,
     "timers": timers,
     "kubernetes": kubernetes,
+    "cli": cli,
     "recovery": recovery,
 }
 

@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from romancy.base.settings import DatabaseSettings
-from romancy.errors import PayloadRefusedError, StoreUnavailableError, WorkerFencedError
+from romancy.errors import PayloadRefusedError, RunNotFoundError, StoreUnavailableError, WorkerFencedError
 from romancy.model.history import MessageKind
 from romancy.model.run import Phase
 from romancy.store.flush import Write, flush
-from romancy.store.interface import Begin, Finish, Keep, Park, Release, RunWrite
+from romancy.store.interface import Begin, Finish, Keep, Park, Purgeable, Release, RunWrite
 from romancy.store.notify import IDS_MAX, due_channel, inbox_channel
 from romancy.store.pool import application_name
 from romancy.store.postgres import PostgresStore
@@ -657,3 +657,58 @@ async def test_a_change_is_owed_though_what_was_before_is_marked_at_once(
     if what == "flush":
         assert sorted(each.run.phase for each in owed) == sorted((acts * 2)[number].phase for number in range(count))
     assert await find_breaches(store.settings) == []
+
+
+# --- a retry against others -------------------------------------------------------------------------------------------
+
+
+async def a_failed_run(store: PostgresStore, worker: Hands) -> UUID:
+    claim = await worker.started()
+    await worker.write(claim, an_entry(1), then=Finish(Phase.FAILED, "WorkflowFailed", "it broke"))
+    return claim.run_id
+
+
+async def test_a_retry_waits_for_a_purge_and_finds_no_run_then(
+    store: PostgresStore, hands: Register, connect: Connect, watcher: Watcher
+) -> None:
+    run_id = await a_failed_run(store, await hands())
+    purger = await connect()
+    purging = purger.transaction()
+    await purging.start()
+    await purger.execute("delete from run where id = $1", run_id)
+
+    retrying = asyncio.create_task(store.retry_run(run_id))
+    await watcher.until_waits()
+    await purging.commit()
+
+    with pytest.raises(RunNotFoundError):
+        await retrying
+
+
+async def test_each_of_many_runs_is_purged_or_retried(
+    store: PostgresStore, hands: Register, connect: Connect, database: DatabaseSettings
+) -> None:
+    """Never both, and never half of one: whatever is open has its history and its message."""
+    worker = await hands()
+    run_ids = [await a_failed_run(store, worker) for _ in range(60)]
+    await (await connect()).execute("update run set finished_at = finished_at - interval '1 day'")
+
+    async def retry(run_id: UUID) -> bool:
+        try:
+            return await store.retry_run(run_id)
+        except RunNotFoundError:
+            return False
+
+    async def purge() -> int:
+        which, total = Purgeable(Phase.FAILED, 3600), 0
+        while (purged := await store.purge_runs(which)).runs:
+            total += purged.runs
+        return total
+
+    retried, *purged = await asyncio.gather(
+        asyncio.gather(*[retry(run_id) for run_id in reversed(run_ids)]), *[purge() for _ in range(3)]
+    )
+
+    assert sum(retried) + sum(purged) == 60
+    assert len(await worker.claim(limit=100)) == sum(retried)
+    assert await find_breaches(database) == []
