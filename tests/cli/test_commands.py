@@ -61,6 +61,7 @@ async def test_a_run_that_fails_is_retried(cli: Cli) -> None:
     table = await cli.said("history", "c1")
     assert table.splitlines()[0].split() == ["POSITION", "AT", "KIND", "NAME", "VALUE"]
     assert "OSError: the bank is away" in table
+    assert [line.split()[4] for line in table.splitlines()[1:]] == ["(ActivityFailed)", "Retried", "ActivityCompleted"]
 
 
 async def test_the_forms_of_a_run(cli: Cli) -> None:

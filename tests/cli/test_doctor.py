@@ -8,6 +8,7 @@ import pytest
 
 from romancy.base.settings import DatabaseSettings
 from tests.cli.test_main import romancy
+from tests.controlplane.plane import ControlPlane, kubectl
 
 _KUBECTL = """#!/bin/sh
 case "$*" in
@@ -17,6 +18,19 @@ case "$*" in
   *can-i*) echo yes ;;
 esac
 """
+
+
+@pytest.mark.kube
+def test_a_real_cluster(cluster: ControlPlane, tmp_path: Path) -> None:
+    """An administrator of it, with our definitions."""
+    binary = tmp_path / "kubectl"
+    binary.write_text(f'#!/bin/sh\nexec {" ".join(kubectl())} "$@"\n')
+    binary.chmod(0o755)
+
+    code, found = findings(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", KUBECONFIG=str(cluster.kubeconfig))
+
+    assert code == 0, found
+    assert {"Kubernetes", "definitions", "right to create workflowruns in shop"} <= set(found)
 
 
 def findings(**environment: str) -> tuple[int, dict[str, dict[str, object]]]:

@@ -77,6 +77,8 @@ async def test_filters_of_the_command_line(command: Command) -> None:
     assert await names(command, "-A", "--phase", "pending") == ["elsewhere", "later"]
     assert await names(command, "-n", "shop") == ["elsewhere"]
     assert await names(command, "-l", "team=ü") == ["later"]
+    assert await names(command, "-l", "team=ü,else=x") == []
+    assert await names(command, "-l", "team=ü", "-l", "else=x,y") == []
     assert await names(command, "--input-at", "order.id=3") == ["old-3"]
     assert await names(command, "--input-at", "order.kind=k1", "--phase", "Succeeded") == ["old-3", "old-1"]
     assert await names(command, "-i", '{"order":{"id":2}}', "--name", "old") == ["old-2"]

@@ -49,6 +49,11 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def pairs(text: str) -> dict[str, str]:
+    """name=value, or several of them with commas between; a comma in a value is one where no name follows it."""
+    return dict(pair(each) for each in re.split(r",(?=[^,=]+=)", text))
+
+
 def json_or_text(text: str) -> Any:
     """A value as JSON; what is no JSON is a text."""
     try:

@@ -53,7 +53,7 @@ RUN_WIDE: Final[tuple[Column, ...]] = (
 ENTRY_COLUMNS: Final[tuple[Column, ...]] = (
     ("POSITION", lambda entry: entry["position"]),
     ("AT", lambda entry: moment(entry["at"])),
-    ("KIND", lambda entry: entry["kind"]),
+    ("KIND", lambda entry: entry["kind"] if entry["stands"] else f"({entry['kind']})"),
     ("NAME", lambda entry: f"{entry['name']}#{entry['number']}" if entry["number"] else entry["name"]),
     ("VALUE", lambda entry: in_a_line(_value_of(entry))),
 )
@@ -103,6 +103,13 @@ def show(
                 click.echo(name(thing))
         case _:
             table(things, wide if form == "wide" and wide else columns)
+
+
+def with_what_stands(entries: Sequence[Json]) -> list[Json]:
+    """Entries that say whether a retry has put them aside (model/retried.py)."""
+    asked = [entry["value"] for entry in entries if entry["kind"] == "Retried"]
+    put_aside = {position for each in asked for position in range(each["from"], each["to"] + 1)}
+    return [{**entry, "stands": entry["position"] not in put_aside} for entry in entries]
 
 
 def say_data(form: str, whole: object) -> None:

@@ -120,9 +120,9 @@ def _filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
                 "--selector",
                 "labels",
                 multiple=True,
-                type=options.pair,
-                metavar="NAME=VALUE",
-                help="With this label; each that is given.",
+                type=options.pairs,
+                metavar="NAME=VALUE,...",
+                help="With these labels; each that is given.",
             ),
             click.option("--name", "name_part", help="With this in their name."),
             click.option("--id", "id_prefix", help="Whose id begins so."),
@@ -157,7 +157,7 @@ def _filters[**P, R](command: Callable[P, R]) -> Callable[P, R]:
 def list_runs(
     namespace: str,
     all_namespaces: bool,
-    labels: tuple[tuple[str, str], ...],
+    labels: tuple[dict[str, str], ...],
     part: str | None,
     at: tuple[tuple[str, str], ...],
     watch: bool,
@@ -166,7 +166,7 @@ def list_runs(
     **filters: Any,
 ) -> None:
     """Runs, newest first; all that is given must hold. Prints a page, and the token of the next on stderr."""
-    filters["labels"] = dict(labels)
+    filters["labels"] = {name: value for each in labels for name, value in each.items()}
     filters["input"] = _contained(part, at)
     query = Query(
         None if all_namespaces else namespace,
@@ -289,10 +289,11 @@ def watch(name: str, namespace: str, form: str, reach: Reach) -> None:
 @options.output
 @options.asking
 def history(name: str, namespace: str, form: str, reach: Reach) -> None:
-    """All that happened to RUN, in order."""
+    """All that happened to RUN, in order; in parentheses what stands no more since it was retried."""
     with reach.backend() as backend:
         found = backend.history(Key.of(name, namespace))
-    output.show(form, found["entries"], output.ENTRY_COLUMNS, whole=found, name=lambda entry: str(entry["position"]))
+    entries = output.with_what_stands(found["entries"])
+    output.show(form, entries, output.ENTRY_COLUMNS, whole=found, name=lambda entry: str(entry["position"]))
 
 
 @click.command()
