@@ -48,7 +48,7 @@ class Iterations(Tables):
     def _renew(self, asked: Row) -> str:
         run_id, archive = asked["run_id"], asked["archive"]
         run, due, now = self.run[run_id], self.due[run_id], self.clock.now()
-        self.run[archive] = RunRow(
+        was = RunRow(
             id=archive,
             namespace=run.namespace,
             name=run.name,
@@ -71,6 +71,7 @@ class Iterations(Tables):
             history_from=run.history_from,
             outbox_from=run.outbox_from,
         )
+        self.run.setdefault(archive, was)  # a late copy of what asked for it comes to the same
         first_input = run.input if run.first_input is None else run.first_input
         self.run[run_id] = replace(
             run,
