@@ -43,6 +43,13 @@ def told(db: MemoryDatabase, run_id: UUID) -> dict[int, EntryRow]:
     return {at: row for at, row in db.history.get(run_id, {}).items() if run is None or at > run.history_from}
 
 
+def standing(history: Mapping[int, EntryRow]) -> dict[int, EntryRow]:
+    """Without what a retry has put aside."""
+    asked = [json.loads(row.payload) for row in history.values() if row.kind == "Retried"]
+    put_aside = {position for each in asked for position in range(each["from"], each["to"] + 1)}
+    return {at: row for at, row in history.items() if at not in put_aside}
+
+
 def _of_run(db: MemoryDatabase, run_id: UUID) -> Iterator[tuple[str, object]]:
     run, due = db.run.get(run_id), db.due.get(run_id)
     history, inbox = told(db, run_id), db.inbox.get((run and run.recurred_into) or run_id, {})
@@ -61,7 +68,7 @@ def _of_run(db: MemoryDatabase, run_id: UUID) -> Iterator[tuple[str, object]]:
     yield from _of_history(run, due, history)
     past = json.loads(run.numbers).get("activity", 0)
     yield from _of_attempts({key: row for key, row in db.attempt.get(run_id, {}).items() if key[0] > past})
-    delivered = [row.inbox for row in history.values() if row.inbox is not None]
+    delivered = [row.inbox for row in standing(history).values() if row.inbox is not None]
     if len(set(delivered)) != len(delivered) or any(number not in inbox for number in delivered):
         yield "MailTwice", delivered
     if inbox and (sorted(inbox) != list(range(1, len(inbox) + 1)) or (due and due.inbox_version != len(inbox))):
@@ -121,7 +128,8 @@ def _of_due(db: MemoryDatabase, run: RunRow, due: DueRow, inbox: Mapping[int, An
     # Before its first claim the statement that ends it may still be on its way.
     is_away = due.worker_id is None and due.phase in {"Waiting", "Pending", "Suspended"} and due.started_at is not None
     if is_away and (due.wake_at is None or (due.wake_at - db.clock.now()).total_seconds() > 60):
-        cancelled = any(row.kind == "Cancel" for row in inbox.values())
+        retried = max((number for number, row in inbox.items() if row.kind == "Retry"), default=0)
+        cancelled = any(row.kind == "Cancel" for number, row in inbox.items() if number > retried)
         recurs = any(row.kind == "Recur" for row in db.outbox.get(due.id, {}).values())  # its next iteration hears it
         heard = any(row.kind == "CancelRequested" for row in db.history.get(due.id, {}).values())
         if cancelled and not heard and not recurs:
@@ -134,11 +142,14 @@ def _of_history(run: RunRow, due: DueRow | None, history: Mapping[int, EntryRow]
         return
     before = (due.started_at if due else None) or run.started_at
     ended: set[tuple[bool, int]] = set()
+    stands = standing(history)
     for position in sorted(history):
         row = history[position]
         if before is not None and row.at < before:
             yield "ClockWentBack", (position, row.at, before)
         before = row.at
+        if position not in stands:
+            continue
         if row.kind in ACTIVITY_ENDS or row.kind == "TimerFired":
             key = (row.kind == "TimerFired", row.number)
             if key in ended:
@@ -219,7 +230,7 @@ class Checker:
                 raise BreachError(f"RunNowhere: run {run_id} after {name}")
         for run_id, run in list(db.run.items()):
             if run is not self._runs.get(run_id):
-                self._run_changed(self._runs.get(run_id), run)
+                self._run_changed(name, self._runs.get(run_id), run)
                 self._runs[run_id] = run
         if name in {"flush", "flush_entries"}:
             self._entries(arguments["e_run_ids"])
@@ -282,10 +293,11 @@ class Checker:
             if seen is not None and row.inbox_version != seen and not is_due:
                 raise BreachError(f"I7: run {row.id} waits until {row.wake_at} with mail that it has not seen: {row}")
 
-    def _run_changed(self, old: RunRow | None, new: RunRow) -> None:
+    def _run_changed(self, name: str, old: RunRow | None, new: RunRow) -> None:
         if old is not None and old.phase is not None:
             fields = ("phase", "reason", "output", "failure", "finished_at")
-            if any(getattr(old, field) != getattr(new, field) for field in fields):
+            is_retried = (old.phase, new.phase, name) == ("Failed", None, "retry_run")
+            if not is_retried and any(getattr(old, field) != getattr(new, field) for field in fields):
                 raise BreachError(f"an end changed: {old} -> {new}")
-        for name, found in _of_ends(new, self._db.due.get(new.id)):
-            raise BreachError(f"{name}: run {new.id}: {found}")
+        for breach, found in _of_ends(new, self._db.due.get(new.id)):
+            raise BreachError(f"{breach}: run {new.id}: {found}")

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from romancy.control.kube import Json, path_of
 from romancy.control.resources import RUNS
-from romancy.errors import RunCancelledError, StoreUnavailableError
+from romancy.errors import RetryRefusedError, RunCancelledError, StoreUnavailableError
 from tests.simulation.kube import ApiServer
 from tests.simulation.workload import JOBS, KEYS, WORKFLOWS, Told
 
@@ -22,6 +22,7 @@ class Users:
 
     def __init__(self, sim: "Simulation") -> None:
         self._sim = sim
+        self.retries = 0
 
     async def own(self, number: int, after_seconds: float) -> None:
         """What one user does with one run: starts it, plays with it, and wants it to end."""
@@ -41,7 +42,27 @@ class Users:
         if run_id not in self._sim.db.run:
             self._sim.breach(f"I4: {name} was started, and is not durable")
         await self._play(random, name, run_id)
+        await self._retry(Random(f"retries {self._sim.seed}/{number}"), name, run_id)
         self._sim.settled.add(run_id)
+
+    async def _retry(self, random: Random, name: str, run_id: UUID) -> None:
+        """Retry it now and then, if it has failed; perhaps two at once."""
+        handle = self._sim.client.handle(run_id)
+
+        async def retry() -> None:
+            try:
+                if await handle.retry():
+                    self.retries += 1
+            except RetryRefusedError as refused:
+                self._sim.trace.add("users", "retry refused", f"{name} {refused.message}")
+
+        for _ in range(random.choice((0, 0, 1, 2, 3))):
+            await asyncio.sleep(random.expovariate(0.05))
+            if self._sim.db.run[run_id].phase == "Failed":
+                await asyncio.gather(*[self.ask(f"retry {name}", retry) for _ in range(random.choice((1, 1, 2)))])
+                messages = self._sim.db.inbox.get(run_id, {}).values()
+                if self._sim.db.run[run_id].phase is None and all(row.kind != "Retry" for row in messages):
+                    self._sim.breach(f"I4: {name} was retried, and the message is not durable")
 
     def _flow(self, random: Random) -> tuple[Any, dict[str, Any]]:
         seed = random.randrange(1_000_000)

@@ -30,6 +30,7 @@ from romancy.model.channel import type_of
 from romancy.model.command import End, RunActivity
 from romancy.model.history import Entry, InboxRow, Kind, MessageKind
 from romancy.model.outbox import OutboxKind
+from romancy.model.retried import standing
 from romancy.model.run import Form
 from romancy.replay.replay import Replay
 from romancy.sdk.activity import ActivityInfo
@@ -176,7 +177,7 @@ def fresh_replay(db: MemoryDatabase, run_id: UUID) -> Replay:
 def asked_by(db: MemoryDatabase, run_id: UUID, history: list[Entry]) -> set[int]:
     """The activities that are open after this history."""
     replay = fresh_replay(db, run_id)
-    replay.advance(history, replaying=True)
+    replay.advance(standing(history), replaying=True)
     asked = {each.number for each in replay.open_commands() if isinstance(each, RunActivity)}
     replay.discard()
     return asked
@@ -487,7 +488,7 @@ def check_end(db: MemoryDatabase, service: Service, run_id: UUID) -> None:
         raise BreachError(f"run {run.name} ended as {run.phase} {run.reason} {run.message}")
     history = history_of(db, run_id)
     replay = fresh_replay(db, run_id)
-    replay.advance(history, replaying=True)
+    replay.advance(standing(history), replaying=True)
     outcome = replay.outcome
     replay.discard()
     if outcome is None:
