@@ -44,6 +44,23 @@ async def slow(seconds: float) -> None:
     write_down("end slow")
 
 
+@activity(retry=RetryPolicy(max_attempts=1))
+async def post_office() -> str:
+    """Shut while there is no file `open`; open, it takes its time until there is a file `go`."""
+    write_down("post office")
+    folder = Path(os.environ["TEST_EFFECTS"])
+    if not (folder / "open").exists():
+        raise ConnectionError("the post office is shut")
+    while not (folder / "go").exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.02)
+    return "posted"
+
+
+@workflow
+async def post_parcel(parcel: Parcel) -> list[str]:
+    return [await stamp(parcel), await post_office()]
+
+
 @workflow
 async def send_parcel(parcel: Parcel) -> str:
     return await stamp(parcel)

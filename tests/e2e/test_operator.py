@@ -1,12 +1,16 @@
 """`kubectl apply` to the end, through real operator processes: what users see, also of what they do wrong."""
 
+import asyncio
 import signal
+import subprocess
 import time
 from typing import Any
 
 import pytest
 
+from romancy.base.settings import DatabaseSettings
 from tests.chaos.fleet import ROOT, Fleet
+from tests.cli.test_main import romancy
 from tests.e2e.kubernetes import Kubernetes
 
 pytestmark = [pytest.mark.slow, pytest.mark.kube]
@@ -137,3 +141,31 @@ async def test_the_leader_s_sigterm_hands_over_at_once(engine: Fleet, kube: Kube
     assert status["output"] == "done"
     assert engine.log().count("begin slow") == 1
     assert engine.processes[first].popen.wait(15) == 0
+
+
+async def test_a_run_that_failed_is_retried_and_its_object_is_shown_as_open_again(
+    engine: Fleet, kube: Kubernetes, database: DatabaseSettings
+) -> None:
+    def retry() -> "subprocess.CompletedProcess[str]":
+        return romancy("retry", "parcel", "-n", kube.namespace, DATABASE_URL=database.url.get_secret_value())
+
+    await engine.start("a")
+    uid = kube.apply("parcel", "post_parcel", input={"to": "house 1", "grams": 1})
+    failed = await kube.end("parcel")
+    assert (failed["phase"], condition(failed, "Completed")["status"]) == ("Failed", "True")
+
+    (engine.folder / "open").touch()
+    done = await asyncio.to_thread(retry)
+    assert done.stdout == f"{kube.namespace}/parcel: goes on from its last checkpoint\n", done.stderr
+    running = await kube.status("parcel", lambda status: status["phase"] == "Running", "running")
+    (engine.folder / "go").touch()
+    ended = await kube.status("parcel", lambda status: status["phase"] == "Succeeded", "succeeded")
+
+    assert condition(running, "Completed")["status"] == "False"
+    assert condition(running, "Succeeded")["status"] == "Unknown"
+    assert condition(running, "Stalled")["status"] == "False"
+    assert not {"completionTime", "failure"} & set(running)
+    assert (ended["output"], ended["runId"]) == (["1 g to house 1", "posted"], uid)
+    assert engine.log() == ["stamp house 1", "post office", "post office"]
+    refused = await asyncio.to_thread(retry)
+    assert (refused.returncode, refused.stderr.partition(":")[0]) == (1, "error (RetryRefused)")
