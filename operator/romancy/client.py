@@ -38,6 +38,7 @@ from romancy.sdk.workflow import Options, Workflow
 from romancy.store.interface import Purgeable, Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
 from romancy.store.purge import purge
+from romancy.store.resources import stranded_message
 
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
 
@@ -517,6 +518,16 @@ class Client:
             )
             total += await (self.store.count_purgeable(which) if dry_run else purge(self.store, which))
         return total
+
+    async def explained(self, run: Run) -> Run:
+        """The run with what else only a leader notes, in a cluster: that no live worker has its workflow."""
+        if run.phase is not Phase.PENDING or run.reason:
+            return run
+        offers = await self.store.offers()
+        if run.workflow in offers and (run.python is None or run.python in offers[run.workflow]):
+            return run
+        message = stranded_message(run.workflow, run.python, offers)
+        return replace(run, reason=Reason.WORKFLOW_NOT_REGISTERED, message=message)
 
     async def read(self, run_id: UUID | None, name: str) -> Run:
         """The run of an id or, without one, the newest of a name.

@@ -171,6 +171,10 @@ async def test_a_run_that_nobody_can_take_says_so(cli: Cli) -> None:
 
     assert "warning (WorkflowNotRegistered): no worker has workflow 'cli_chrage'" in started.stderr
     assert "did you mean cli_charge?" in started.stderr
+    assert await cli.said("why", "x1") == (
+        "Pending (WorkflowNotRegistered)\nno live worker has workflow 'cli_chrage': near names are 'cli_charge'\n"
+        "next: start a worker that has workflow 'cli_chrage', or cancel the run and start it under the right name\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["get", "why", "history", "watch", "cancel", "suspend", "resume", "retry"])

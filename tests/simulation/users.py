@@ -45,6 +45,9 @@ class Users:
         await self._retry(Random(f"retries {self._sim.seed}/{number}"), name, run_id)
         self._sim.settled.add(run_id)
 
+    def _is_retried(self, run_id: UUID) -> bool:
+        return any(row.kind == "Retry" for row in self._sim.db.inbox.get(run_id, {}).values())
+
     async def _retry(self, random: Random, name: str, run_id: UUID) -> None:
         """Retry it now and then, if it has failed; perhaps two at once."""
         handle = self._sim.client.handle(run_id)
@@ -60,8 +63,7 @@ class Users:
             await asyncio.sleep(random.expovariate(0.05))
             if self._sim.db.run[run_id].phase == "Failed":
                 await asyncio.gather(*[self.ask(f"retry {name}", retry) for _ in range(random.choice((1, 1, 2)))])
-                messages = self._sim.db.inbox.get(run_id, {}).values()
-                if self._sim.db.run[run_id].phase is None and all(row.kind != "Retry" for row in messages):
+                if self._sim.db.run[run_id].phase is None and not self._is_retried(run_id):
                     self._sim.breach(f"I4: {name} was retried, and the message is not durable")
 
     def _flow(self, random: Random) -> tuple[Any, dict[str, Any]]:
@@ -102,7 +104,7 @@ class Users:
         else:
             found = "a result"
         self._sim.trace.add(where, "result", f"{handle.id and self._sim.trace.name(handle.id)} {found[:60]}")
-        if self._sim.db.run[handle.id].phase is None:
+        if self._sim.db.run[handle.id].phase is None and not self._is_retried(handle.id):
             self._sim.breach(f"I4: {where} was told that run {handle.id} has ended, and it is not durable")
 
     async def _play(self, random: Random, name: str, run_id: UUID) -> None:

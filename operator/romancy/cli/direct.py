@@ -16,9 +16,8 @@ from romancy.base.settings import DatabaseSettings
 from romancy.cli.backend import WATCH_SECONDS, Json, Key, Query
 from romancy.client import Client
 from romancy.model.event import of_json
-from romancy.model.run import Phase, Reason, Run
+from romancy.model.run import Run
 from romancy.model.shown import attempt_as_json, entry_as_json, run_as_json, worker_as_json
-from romancy.store.resources import stranded_message
 
 RUNNING: Final = Path(".romancy/dev.json")  # where `romancy dev` of this folder says what its database is
 LIST_SECONDS: Final = 2.0
@@ -168,13 +167,7 @@ class Direct:
             return self._wait(self._client.read(None, key.name))
 
     def _shown(self, run: Run) -> Json:
-        """With what only a leader would have noted: that nobody has its workflow."""
-        if run.phase is Phase.PENDING and not run.reason:
-            offers = self._wait(self._client.store.offers())
-            if run.workflow not in offers or (run.python is not None and run.python not in offers[run.workflow]):
-                message = stranded_message(run.workflow, run.python, offers)
-                run = replace(run, reason=Reason.WORKFLOW_NOT_REGISTERED, message=message)
-        return run_as_json(run)
+        return run_as_json(self._wait(self._client.explained(run)))
 
     def _wait[T](self, question: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(question)

@@ -311,7 +311,7 @@ def why(name: str, namespace: str, form: str, reach: Reach) -> None:
         return
     word = run["reason"] or run["phase"]
     click.echo(run["phase"] + (f" ({run['reason']})" if run["reason"] else ""))
-    click.echo(run["message"])
+    click.echo(run["message"].removesuffix(f"; {run['next']}"))
     if run["next"]:
         click.echo(f"next: {run['next']}")
     click.echo(f"more: docs/errors/{word}.md", err=True)

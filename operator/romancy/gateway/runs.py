@@ -77,7 +77,7 @@ async def start_run(asked: Asked) -> web.Response:
 
 async def get_run(asked: Asked) -> web.Response:
     """A run as it is now."""
-    return answer(run_as_json(asked.the_run))
+    return answer(run_as_json(await asked.services.client.explained(asked.the_run)))
 
 
 async def get_history(asked: Asked) -> web.Response:

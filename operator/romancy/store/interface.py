@@ -433,6 +433,9 @@ class Store(Protocol):
         ...
 
     async def list_workers(self) -> list[WorkerRow]: ...
+    async def offers(self) -> dict[str, list[str]]:
+        """The workflows that live workers have, each with the Python minors that it is there for."""
+        ...
 
     # claims
     async def claim_runs(self, worker_id: WorkerId, *, limit: int) -> list[Claim]:
