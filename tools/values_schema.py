@@ -20,6 +20,7 @@ NOT_IN_VALUES: Final = frozenset(
     {
         *("url", "name", "namespace", "pod_uid", "kubeconfig", "enabled", "watch_namespaces", "host", "port"),
         "events_token",  # a Secret's: events.existingSecret
+        *("headers", "ca_file"),  # the same: sink.existingSecret, sink.tls.existingSecret
     }
 )
 
@@ -73,9 +74,13 @@ def values_schema() -> Schema:
         demo=record(enabled=YES_OR_NO, image=TEXT, storage=TEXT, password={"type": "string", "minLength": 1}),
         scope=record(clusterWide=YES_OR_NO, namespaces=TEXTS),
         settings=record(
-            **{part: options(part) for part in ("database", "worker", "control", "retention", "gateway", "log")}
+            **{
+                part: options(part)
+                for part in ("database", "worker", "control", "retention", "gateway", "outbox", "log")
+            }
         ),
         events=record(existingSecret=TEXT, tokenKey=TEXT),
+        sink=record(existingSecret=TEXT, headersKey=TEXT, tls=record(existingSecret=TEXT)),
         crds=record(install=YES_OR_NO, keep=YES_OR_NO),
         serviceAccount=record(create=YES_OR_NO, name=TEXT, annotations=TEXT_MAP),
         rbac=record(create=YES_OR_NO, aggregate=YES_OR_NO, authDelegator=YES_OR_NO),

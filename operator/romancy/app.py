@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from romancy.base import log
 from romancy.base.clock import SystemClock
-from romancy.base.settings import DatabaseSettings, GatewaySettings, RetentionSettings, WorkerSettings
+from romancy.base.settings import DatabaseSettings, GatewaySettings, OutboxSettings, RetentionSettings, WorkerSettings
 from romancy.client import Client
 from romancy.errors import DefinitionError
 from romancy.gateway import server
@@ -21,6 +21,7 @@ from romancy.gateway.services import services_of
 from romancy.model import failure
 from romancy.model.command import Outcome
 from romancy.model.run import NewRun
+from romancy.outbox.relay import relaying
 from romancy.sdk.workflow import Workflow
 from romancy.store.postgres import PostgresStore
 from romancy.worker.worker import Worker
@@ -39,6 +40,11 @@ class App(Client):
         worker_name: shown in status and logs; default: host and process.
         worker: all other options.
         retention: how long ended runs are kept; for ever if it is not given.
+        outbox: where events go that runs emit; by default to $K_SINK, if that is given.
+
+    Raises:
+        DefinitionError: two workflows have one name.
+        SettingsError: the database or the sink can't be used as it is given.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class App(Client):
         worker_name: str = "",
         worker: WorkerSettings | None = None,
         retention: RetentionSettings | None = None,
+        outbox: OutboxSettings | None = None,
     ) -> None:
         settings = worker or WorkerSettings()
         if worker_name:
@@ -57,8 +64,16 @@ class App(Client):
         names = [each.name for each in workflows]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DefinitionError(f"two workflows are named {', '.join(twice)}", hint="give one another name")
+        sink = (outbox or OutboxSettings()).with_binding()
+        clock = SystemClock()
         self.worker = Worker(
-            lambda: PostgresStore(self._settings), workflows, settings, clock=SystemClock(), retention=retention
+            lambda: PostgresStore(self._settings),
+            workflows,
+            settings,
+            clock=clock,
+            retention=retention,
+            make_relay=relaying(sink, clock),
+            tells_lifecycle=sink.lifecycle,
         )
 
     async def __aenter__(self) -> Self:

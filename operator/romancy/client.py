@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -35,11 +35,12 @@ from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Options, Workflow
-from romancy.store.interface import Purgeable, Receipt, RunFilter, Store
+from romancy.store.interface import DeadLetter, Purgeable, Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
 from romancy.store.purge import purge
 from romancy.store.resources import stranded_message
 
+DEAD_LETTERS_MAX = 1000
 _POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # then the last one for ever
 
 
@@ -528,6 +529,31 @@ class Client:
             return run
         message = stranded_message(run.workflow, run.python, offers)
         return replace(run, reason=Reason.WORKFLOW_NOT_REGISTERED, message=message)
+
+    async def dead_letters(
+        self, *, namespace: str | None = None, limit: int = 100, before: int | None = None
+    ) -> Sequence[DeadLetter]:
+        """Events that runs have emitted and the sink has not taken, newest first.
+
+        Args:
+            namespace: of their runs; this client's by default, "*" for all.
+            limit: at most 1000.
+            before: the id of the last one of the page before.
+
+        Raises:
+            FilterError: a limit or a namespace that can't be.
+        """
+        if not 0 < limit <= DEAD_LETTERS_MAX:
+            raise FilterError(f"limit is {limit}; it may be 1 to {DEAD_LETTERS_MAX}", hint="ask for pages by `before`")
+        return await self.store.list_dead_letters(self._namespace_of(namespace), limit=limit, before=before)
+
+    async def resend_dead_letter(self, letter_id: int) -> bool:
+        """Have a dead letter delivered again, behind what its run has emitted since. False if there is none of that id."""
+        return await self.store.resend_dead_letter(letter_id)
+
+    async def delete_dead_letter(self, letter_id: int) -> bool:
+        """Give a dead letter up. False if there is none of that id."""
+        return await self.store.delete_dead_letter(letter_id)
 
     async def read(self, run_id: UUID | None, name: str) -> Run:
         """The run of an id or, without one, the newest of a name.

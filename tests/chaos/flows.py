@@ -127,3 +127,11 @@ async def paced(number: int) -> list[int]:
         done.append(await pace(number * 10 + step))
         await asyncio.sleep(0.8)
     return done
+
+
+@workflow
+async def emits_five(ctx: WorkflowContext) -> None:
+    """Each event in a flush of its own."""
+    for nth in range(5):
+        ctx.emit("com.example.counted", nth)
+        await work("counted")

@@ -20,6 +20,8 @@ EVERYTHING = (
     *DATABASE,
     *("--set", "autoscaling.enabled=true", "--set", "networkPolicy.enabled=true"),
     *("--set", "database.tls.existingSecret=shop-ca", "--set", "settings.worker.slots=100"),
+    *("--set", "sink.existingSecret=shop-sink", "--set", "sink.tls.existingSecret=shop-ca"),
+    *("--set", "settings.outbox.sink_url=https://broker.example/shop"),
     *("--set", "metrics.dashboard.enabled=true"),
     *("--set", "scope.namespaces={one,two}", "--set", "podLabels.team=a", "--set", "commonLabels.owner=b"),
 )

@@ -50,6 +50,7 @@ def test_each_method_is_one_of_the_simulation() -> None:
         "kill",
         "crash_everywhere",
         "send_event",
+        "emitted",
         "offer",
         "play",
     }

@@ -22,10 +22,11 @@ from romancy.errors import (
 )
 from romancy.model.event import CloudEvent
 from romancy.model.history import Kind, MessageKind
-from romancy.model.outbox import OutboxKind, Outgoing
+from romancy.model.outbox import OutboxKind, OutboxRow, Outgoing, told_number
 from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
 from romancy.store.interface import (
     Block,
+    Claim,
     Finish,
     Keep,
     Park,
@@ -36,6 +37,7 @@ from romancy.store.interface import (
     RunFilter,
     RunWrite,
     Sending,
+    Settled,
     Starter,
 )
 from romancy.store.purge import ROWS_MAX, RUNS_MAX
@@ -44,6 +46,19 @@ from tests.store.hands import Hands, StoreWithJournal
 
 Register = Callable[..., Awaitable[Hands]]
 Rewind = Callable[[float], Awaitable[None]]
+
+
+async def emits(
+    store: StoreWithJournal, worker: Hands, claim: Claim, *numbers: int, told: tuple[int, ...] = ()
+) -> None:
+    """The run writes an entry with events of these numbers, and with some of itself (`told_number`)."""
+    rows = [(number, OutboxKind.EMIT, str(number)) for number in numbers]
+    rows += [(told_number(claim.number, what), OutboxKind.TELL, f"told {what}") for what in told]
+    outgoing = tuple(Outgoing(number, kind, CloudEvent(id, "/s", "t").as_text()) for number, kind, id in rows)
+    entry = an_entry(numbers[0])
+    await worker.write(claim, entry, outbox=outgoing)
+    await store.carry_out([OutboxRow(claim.run_id, each.number, each.kind, each.payload) for each in outgoing])
+    await worker.write(claim, entry, outbox=outgoing[: len(numbers)])  # a late copy
 
 
 class StoreConformance:
@@ -1203,6 +1218,115 @@ class StoreConformance:
         assert {row.run_id for row in await store.resources(None)} == {claim.run_id for claim in claims}
         await store.resources_gone([claims[2].run_id])
         assert await store.expired_resources(limit=9) == []
+
+    # --- emitted events ---------------------------------------------------------------------------------------------
+
+    async def test_what_a_run_emits_is_delivered_in_order_and_once(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        """I8: also if it is carried out twice, and if a late copy of the flush comes."""
+        worker = await hands()
+        claim = await worker.started(namespace="shop")
+        await emits(store, worker, claim, 1, 2)
+        await store.emit([claim.run_id])
+        await emits(store, worker, claim, 3, told=(0, 1))
+
+        [emitter] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        assert await store.claim_emitters(room=9, failing_max=9, lease_seconds=30) == []
+        events = (await store.read_emitted([claim.run_id], limit=9))[claim.run_id]
+        assert [each.event.id for each in events] == ["1", "2", "told 0", "3", "told 1"]
+        assert (emitter.attempts, emitter.failing_seconds) == (0, 0)
+        delivered = Settled(claim.run_id, emitter.claim, emitter.version, events[1].position, has_more=True)
+        assert await store.settle_emitters([delivered]) == (2, 0)
+        assert await store.settle_emitters([delivered]) == (0, 0)
+
+        [emitter] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        await emits(store, worker, claim, 4)  # while it is claimed
+        await store.settle_emitters([Settled(claim.run_id, emitter.claim, emitter.version, events[-1].position)])
+        [emitter] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        [last] = (await store.read_emitted([claim.run_id], limit=9))[claim.run_id]
+        assert last.event.id == "4"
+        await store.settle_emitters([Settled(claim.run_id, emitter.claim, emitter.version, last.position)])
+        await rewind(99)
+        assert await store.claim_emitters(room=9, failing_max=9, lease_seconds=30) == []
+        assert (await store.backlog()).emitted == 0
+
+    async def test_a_claim_of_a_dead_relay_is_taken_over_and_says_nothing_any_more(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claim = await worker.started()
+        await emits(store, worker, claim, 1)
+        [dead] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        due_at = (await store.poll(worker.id, {claim.run_id: claim.number})).emitted_due_at
+        await rewind(31)
+
+        [heir] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        [event] = (await store.read_emitted([claim.run_id], limit=9))[claim.run_id]
+
+        assert due_at is not None
+        assert due_at > await store.now() - timedelta(seconds=2)
+        assert heir.claim == dead.claim + 1
+        assert await store.settle_emitters([Settled(claim.run_id, dead.claim, 1, event.position)]) == (0, 0)
+        assert await store.settle_emitters([Settled(claim.run_id, heir.claim, 1, event.position)]) == (1, 0)
+        assert (await store.poll(worker.id, {claim.run_id: claim.number})).emitted_due_at is None
+
+    async def test_what_fails_waits_and_leaves_room(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claims = [await worker.started() for _ in range(3)]
+        for claim in claims:
+            await emits(store, worker, claim, 1)
+        failed = await store.claim_emitters(room=2, failing_max=0, lease_seconds=30)
+        assert len(failed) == 2
+        again = [
+            Settled(each.run_id, each.claim, each.version, failure="500", attempts=1, delay_seconds=5)
+            for each in failed
+        ]
+        await store.settle_emitters(again)
+        assert len(await store.claim_emitters(room=9, failing_max=9, lease_seconds=1)) == 1
+        await rewind(6)
+
+        [one] = await store.claim_emitters(room=1, failing_max=1, lease_seconds=1)
+        assert one.attempts == 1
+        assert 6 <= one.failing_seconds < 30
+        both = await store.claim_emitters(room=2, failing_max=1, lease_seconds=1)
+        assert sorted(each.attempts for each in both) == [0, 1]
+
+    async def test_a_dead_letter_holds_up_nobody_and_can_be_sent_again(
+        self, store: StoreWithJournal, hands: Register, rewind: Rewind
+    ) -> None:
+        worker = await hands()
+        claim, other = await worker.started(namespace="shop", name="order"), await worker.started(namespace="bank")
+        await emits(store, worker, claim, 1, 2)
+        await emits(store, worker, other, 1)
+        for each in await store.claim_emitters(room=9, failing_max=9, lease_seconds=30):
+            [first, *more] = (await store.read_emitted([each.run_id], limit=9))[each.run_id]
+            dead = Settled(
+                each.run_id, each.claim, each.version, None, first.position, "410 Gone", 1, has_more=bool(more)
+            )
+            assert await store.settle_emitters([dead]) == (0, 1)
+
+        [emitter] = await store.claim_emitters(room=9, failing_max=9, lease_seconds=30)
+        assert (emitter.run_id, emitter.attempts) == (claim.run_id, 0)
+        assert len(await store.list_dead_letters(None, limit=9)) == (await store.backlog()).dead_letters == 2
+        [letter] = await store.list_dead_letters("shop", limit=9)
+        assert await store.list_dead_letters("shop", limit=9, before=letter.id) == []
+        assert (letter.run_id, letter.run_name, letter.event.id) == (claim.run_id, "order", "1")
+        assert (letter.attempts, letter.failure) == (1, "410 Gone")
+
+        assert await store.resend_dead_letter(letter.id)
+        assert not await store.resend_dead_letter(letter.id)
+        events = (await store.read_emitted([claim.run_id], limit=9))[claim.run_id]
+        assert [each.event.id for each in events] == ["2", "1"]
+        [letter] = await store.list_dead_letters(None, limit=9)
+        assert await store.purge_dead_letters(older_than_seconds=600, limit=9) == 0
+        assert await store.delete_dead_letter(letter.id)
+        assert not await store.delete_dead_letter(letter.id)
+        await store.settle_emitters([Settled(claim.run_id, emitter.claim, 1, None, events[0].position, "x", 1)])
+        await rewind(601)
+        assert await store.purge_dead_letters(older_than_seconds=600, limit=9) == 1
 
     # --- health -------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,9 @@ def rewind(connect: Callable[..., Awaitable[Any]]) -> Callable[[float], Awaitabl
             ("run", "resource_due_at"),
             ("burial_check", "checked_at"),
             ("purge_check", "checked_at"),
+            ("emitter", "due_at"),
+            ("emitter", "failing_since"),
+            ("dead_letter", "died_at"),
         ):
             await connection.execute(f"update {table} set {column} = {column} - make_interval(secs => $1)", seconds)
 

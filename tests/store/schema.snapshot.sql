@@ -29,6 +29,26 @@ CREATE TABLE romancy.channel (
     mode text NOT NULL
 );
 
+CREATE TABLE romancy.dead_letter (
+    id bigint NOT NULL,
+    run_id uuid NOT NULL,
+    namespace text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    died_at timestamp with time zone DEFAULT now() NOT NULL,
+    attempts integer NOT NULL,
+    failure text NOT NULL,
+    payload text NOT NULL
+);
+
+ALTER TABLE romancy.dead_letter ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME romancy.dead_letter_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE romancy.demand (
     channel text NOT NULL,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -57,6 +77,35 @@ CREATE TABLE romancy.due (
     blocked_builds text[] DEFAULT '{}'::text[] NOT NULL,
     is_resource boolean DEFAULT false NOT NULL,
     is_compensated boolean DEFAULT false NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE romancy.emitted (
+    run_id uuid NOT NULL,
+    "position" bigint NOT NULL,
+    namespace text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    payload text NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE romancy.emitted ALTER COLUMN "position" ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME romancy.emitted_position_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE romancy.emitter (
+    run_id uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    claim integer DEFAULT 0 NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    failing_since timestamp with time zone,
+    failure text DEFAULT ''::text NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0');
 
@@ -327,11 +376,20 @@ ALTER TABLE ONLY romancy.burial_check
 ALTER TABLE ONLY romancy.channel
     ADD CONSTRAINT channel_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY romancy.dead_letter
+    ADD CONSTRAINT dead_letter_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY romancy.demand
     ADD CONSTRAINT demand_pkey PRIMARY KEY (run_id, number);
 
 ALTER TABLE ONLY romancy.due
     ADD CONSTRAINT due_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY romancy.emitted
+    ADD CONSTRAINT emitted_pkey PRIMARY KEY (run_id, "position");
+
+ALTER TABLE ONLY romancy.emitter
+    ADD CONSTRAINT emitter_pkey PRIMARY KEY (run_id);
 
 ALTER TABLE ONLY romancy.event
     ADD CONSTRAINT event_pkey PRIMARY KEY (id);
@@ -387,6 +445,8 @@ ALTER TABLE ONLY romancy.value
 ALTER TABLE ONLY romancy.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
 
+CREATE INDEX dead_letter_listed ON romancy.dead_letter USING btree (namespace, id);
+
 CREATE INDEX demand_oldest ON romancy.demand USING btree (channel, at, run_id, number);
 
 CREATE INDEX due_blocked ON romancy.due USING btree (queue) WHERE (phase = 'Blocked'::text);
@@ -396,6 +456,10 @@ CREATE INDEX due_claim ON romancy.due USING btree (priority, queue, wake_at) WHE
 CREATE INDEX due_held ON romancy.due USING btree (worker_id) WHERE (worker_id IS NOT NULL);
 
 CREATE INDEX due_stranded ON romancy.due USING btree (queue) WHERE (reason = 'WorkflowNotRegistered'::text);
+
+CREATE INDEX emitter_due ON romancy.emitter USING btree (due_at) WHERE (attempts = 0);
+
+CREATE INDEX emitter_failing ON romancy.emitter USING btree (due_at) WHERE (attempts > 0);
 
 CREATE INDEX event_attributes ON romancy.event USING gin (attributes jsonb_path_ops) WITH (fastupdate=off);
 

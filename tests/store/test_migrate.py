@@ -141,7 +141,15 @@ async def test_payloads_are_compressed_with_lz4_where_there_is_lz4(empty: Any) -
     await connection.close()
 
     payloads = [
-        *("attempt.failure", "event.payload", "history.payload", "inbox.payload", "outbox.payload"),
+        *(
+            "attempt.failure",
+            "dead_letter.payload",
+            "emitted.payload",
+            "event.payload",
+            "history.payload",
+            "inbox.payload",
+            "outbox.payload",
+        ),
         *("run.failure", "run.input", "run.output", "value.payload"),
     ]
     assert sorted(row["name"] for row in rows) == [f"romancy.{name}" for name in payloads if has_lz4]

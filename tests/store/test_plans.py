@@ -27,7 +27,10 @@ HOT = {
     "read_inboxes": (SQL.read_inboxes(run_ids=[uuid4()], afters=[0]), {"inbox_pkey"}),
     "read_attempts": (SQL.read_attempts(run_ids=[uuid4()]), {"attempt_pkey"}),
     "read_begun": (SQL.read_begun(run_ids=[uuid4()]), {"due_pkey", "run_pkey"}),
-    "poll": (SQL.poll(worker_id=1, run_ids=[], claims=[]), {"due_held", "due_claim", "due_blocked"}),
+    "poll": (
+        SQL.poll(worker_id=1, run_ids=[], claims=[]),
+        {"due_held", "due_claim", "due_blocked", "emitter_due", "emitter_failing"},
+    ),
     "free_runs": (
         SQL.free_runs(worker_id=1, losses_max=5, build_id="b", message="%s", due_channel="d", mirror_channel="m"),
         {"due_held", "due_pkey", "mirror_pkey"},
@@ -124,6 +127,29 @@ HOT = {
     "read_open_children": (SQL.read_open_children(run_ids=[uuid4()], numbers=[1]), {"run_parent", "due_pkey"}),
     "read_ended": (SQL.read_ended(run_ids=[uuid4()]), {"run_pkey"}),
     "read_set_values": (SQL.read_set_values(run_id=uuid4()), {"value_pkey"}),
+    "emit": (SQL.emit(run_ids=[uuid4()], kinds=["Emit"]), {"outbox_pkey", "run_pkey"}),
+    "claim_emitters": (
+        SQL.claim_emitters(room=20, failing_max=10, lease_seconds=9.0),
+        {"emitter_due", "emitter_failing", "emitter_pkey"},
+    ),
+    "read_emitted": (SQL.read_emitted(run_ids=[uuid4()], limit=20), {"emitted_pkey"}),
+    "settle_emitters": (
+        SQL.settle_emitters(
+            run_ids=[uuid4()],
+            claims=[1],
+            versions=[1],
+            delivered_tos=[1],
+            deads=[2],
+            failures=["x"],
+            attempts=[1],
+            delays=[1.0],
+            has_mores=[True],
+        ),
+        {"emitter_pkey", "emitted_pkey"},
+    ),
+    "resend_dead_letter": (SQL.resend_dead_letter(letter_id=1), {"dead_letter_pkey"}),
+    "delete_dead_letter": (SQL.delete_dead_letter(letter_id=1), {"dead_letter_pkey"}),
+    "purge_dead_letters": (SQL.purge_dead_letters(older_than_seconds=9.0, limit=9), {"dead_letter_pkey"}),
     "delete_sent": (SQL.delete_sent(run_ids=[uuid4()], numbers=[1]), {"outbox_pkey"}),
     "take_unmirrored": (SQL.take_unmirrored(hold_seconds=1.0, limit=10), {"mirror_owed", "run_pkey", "due_pkey"}),
     "mark_mirrored": (SQL.mark_mirrored(run_ids=[uuid4()], versions=[1]), {"mirror_pkey"}),
@@ -207,6 +233,10 @@ LISTED = {
     "list_done_runs": (SQL.list_done_runs(**NOTHING, **EVER, phases=["Failed"], limit=20), {"run_done"}),
     "list_open_runs": (SQL.list_open_runs(**NOTHING, phases=["Blocked"], limit=20), {"run_pkey"}),
     "resources": (SQL.resources(namespaces=["n1"]), {"run_resource"}),
+    "list_dead_letters": (
+        SQL.list_dead_letters(namespace="n1", before=None, limit=20),
+        {"dead_letter_listed"},
+    ),
 }
 
 
@@ -270,13 +300,15 @@ async def test_lists_go_through_their_indexes(database: DatabaseSettings) -> Non
                case when nth % 100 = 0 then null when nth % 1000 = 7 then 'Failed' else 'Succeeded' end,
                case when nth % 10 = 0 then jsonb_build_object('nth', nth::text) else '{}' end, nth % 50 = 1
           from generate_series(1, 20000) as nth;
+        insert into dead_letter (run_id, namespace, at, attempts, failure, payload)
+        select gen_random_uuid(), 'n' || nth % 100, now(), 1, '', '{}' from generate_series(1, 20000) as nth;
         insert into due (id, queue, workflow, priority, phase)
         select id, 'flow', 'flow', 0, case when name like '%000' then 'Blocked' else 'Waiting' end from run where phase is null;
         analyze
     """)
     try:
         found = {name: await plan_of(connection, statement) for name, (statement, _) in LISTED.items()}
-        await connection.execute("truncate run, due; analyze")
+        await connection.execute("truncate run, due, dead_letter; analyze")
     finally:
         await connection.close()
 

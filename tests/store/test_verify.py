@@ -57,6 +57,7 @@ HANDS_ON = {
     "OutboxStuck": """
         insert into outbox (run_id, number, kind, payload, at) values ($1, 1, 'Ended', '', now() - interval '1 h')
     """,
+    "EmitterMissing": "insert into emitted (run_id, namespace, at, payload) values ($1, 'n', now(), '{}')",
     "SubscribedAndDone": """
         insert into subscription select id, 1, gen_random_uuid() from run where phase is not null and $1::uuid is not null
     """,

@@ -98,6 +98,16 @@ WORKER_PARKED: Final = Gauge(
     registry=REGISTRY,
 )
 
+EVENTS_DELIVERED: Final = Counter(
+    "romancy_outbox_delivered_total", "Emitted events that the sink took from this process.", registry=REGISTRY
+)
+DELIVERIES_FAILED: Final = Counter(
+    "romancy_outbox_failed_total",
+    "Attempts to deliver an emitted event that failed, by what becomes of it: retried, dead.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
 # --- store ----------------------------------------------------------------------------------------------------------------
 
 FLUSH_RUNS: Final = Histogram(
@@ -162,5 +172,24 @@ BLOCKED_RUNS: Final = KnownGauge(
 WORKERS: Final = KnownGauge(
     "romancy_workers", "Workers with a valid lease. Only the leader has it. Alert on 0.", registry=REGISTRY
 )
-HEALTH: Final = (DUE_RUNS, OLDEST_DUE_SECONDS, HELD_RUNS, OPEN_RUNS, BLOCKED_RUNS, WORKERS)
+EVENTS_PENDING: Final = KnownGauge(
+    "romancy_outbox_pending",
+    "Emitted events that the sink has not taken yet, counted up to 100,001. Only the leader has it. Alert if it grows.",
+    registry=REGISTRY,
+)
+DEAD_LETTERS: Final = KnownGauge(
+    "romancy_outbox_dead",
+    "Emitted events that the sink did not take, counted up to 100,001. Only the leader has it. Alert on it.",
+    registry=REGISTRY,
+)
+HEALTH: Final = (
+    EVENTS_PENDING,
+    DEAD_LETTERS,
+    DUE_RUNS,
+    OLDEST_DUE_SECONDS,
+    HELD_RUNS,
+    OPEN_RUNS,
+    BLOCKED_RUNS,
+    WORKERS,
+)
 """What the leader knows by asking the store; forgotten when it leads no more or the store does not answer."""

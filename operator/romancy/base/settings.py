@@ -4,6 +4,7 @@ Environment: `ROMANCY_<PART>__<OPTION>`, as in `ROMANCY_WORKER__SLOTS=100`. Char
 """
 
 import difflib
+import json
 import os
 import platform
 import re
@@ -146,6 +147,8 @@ class RetentionSettings(_Part):
     events_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400
     """How long events are kept, and messages of broadcast channels. So long after it came an event is found by a run that begins
     to wait for it, and is recognized when it is sent again. What is still to be received is kept longer."""
+    dead_letters_seconds: Seconds = 0
+    """Emitted events that the sink did not take are kept so long after that; 0: for ever."""
 
 
 class GatewaySettings(_Part):
@@ -178,6 +181,96 @@ class GatewaySettings(_Part):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _text_map(text: str, what: str) -> dict[str, str]:
+    """A JSON object of texts; empty of an empty text."""
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} must be a JSON object: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"{what} must be a JSON object of texts")
+    return found
+
+
+class OutboxSettings(_Part):
+    """Where events go that runs emit: one HTTP endpoint that takes CloudEvents."""
+
+    sink_url: Annotated[str, Field(pattern=r"^(https?://[^\s/]+\S*)?$")] = ""
+    """An http or https URL, as of a Knative broker. Also read from K_SINK. Without one this process delivers nothing: what is
+    emitted is kept in PostgreSQL until a process with a sink delivers it."""
+    structured: bool = False
+    """Send the whole event as `application/cloudevents+json`, not its data with the attributes in headers."""
+    headers: SecretStr = SecretStr("")
+    """Further headers, as a JSON object: `{"Authorization": "Bearer ..."}`."""
+    extensions: str = ""
+    """Attributes that each event gets, as a JSON object of texts. Also read from K_CE_OVERRIDES."""
+    ca_file: str = ""
+    """A PEM file of authorities that the sink's certificate may be of; empty: the system's."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    """Of one request."""
+    at_once: Annotated[int, Field(ge=2, le=1000)] = 20
+    """Requests at once; half of them at most for events that have failed before."""
+    backoff_seconds: Annotated[float, Field(gt=0)] = 1
+    """After a failed attempt; doubled by each further one, half of it at random. A longer Retry-After of the sink counts."""
+    backoff_max_seconds: Annotated[float, Field(gt=0)] = 300
+    attempts_max: Annotated[int, Field(ge=1)] = 1000
+    """Then an event is a dead letter. A sink that refuses one (400 to 499, but not 408, 425, 429) has it dead at once."""
+    give_up_seconds: Annotated[float, Field(gt=0)] = 86_400
+    """The same, so long after its first failed attempt."""
+    lifecycle: bool = False
+    """Emit an event when a run starts, is suspended, resumed, completed, faulted or cancelled (docs/events.md)."""
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, value: SecretStr) -> SecretStr:
+        _text_map(value.get_secret_value(), "headers")
+        return value
+
+    @field_validator("extensions")
+    @classmethod
+    def _check_extensions(cls, value: str) -> str:
+        for name in _text_map(value, "extensions"):
+            if not (name.isascii() and name.isalnum() and name.islower()):
+                raise ValueError(f"an extension is named by lower-case letters and digits, not {name!r}")
+        return value
+
+    @property
+    def header_map(self) -> dict[str, str]:
+        """Further headers by name."""
+        return _text_map(self.headers.get_secret_value(), "headers")
+
+    @property
+    def extension_map(self) -> dict[str, str]:
+        """Further attributes by name."""
+        return _text_map(self.extensions, "extensions")
+
+    def with_binding(self) -> "OutboxSettings":
+        """With what a SinkBinding of Knative has put into the environment, where nothing else is given.
+
+        Raises:
+            SettingsError: it can't be read.
+        """
+        changes: dict[str, Any] = {}
+        if not self.sink_url and (url := os.environ.get("K_SINK")):
+            changes["sink_url"] = url
+        if not self.extensions and (text := os.environ.get("K_CE_OVERRIDES")):
+            try:
+                changes["extensions"] = json.dumps(json.loads(text).get("extensions") or {})
+            except (ValueError, AttributeError) as error:
+                raise SettingsError(
+                    f"K_CE_OVERRIDES: {error}", hint='a JSON object, as in {"extensions": {"team": "shop"}}'
+                ) from error
+        try:
+            return OutboxSettings.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            raise SettingsError(
+                "; ".join(f"{_variable(('outbox', *problem['loc']))}: {problem['msg']}" for problem in error.errors()),
+                hint="K_SINK is an http or https URL, and K_CE_OVERRIDES names extensions",
+            ) from error
+
+
 class LogSettings(_Part):
     level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     json_lines: bool = True
@@ -197,6 +290,7 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     retention: RetentionSettings = RetentionSettings()
     gateway: GatewaySettings = GatewaySettings()
+    outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
 
     @field_validator("workflows", mode="before")
@@ -222,7 +316,7 @@ def load(**changes: Any) -> Settings:
     if not settings.database.url.get_secret_value() and (url := os.environ.get("DATABASE_URL")):
         database = settings.database.model_copy(update={"url": SecretStr(url)})
         settings = settings.model_copy(update={"database": database})
-    return settings
+    return settings.model_copy(update={"outbox": settings.outbox.with_binding()})
 
 
 def worker_name(settings: WorkerSettings) -> str:

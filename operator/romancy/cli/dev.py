@@ -29,6 +29,7 @@ from romancy.gateway import server
 from romancy.gateway.access import Open
 from romancy.gateway.services import services_of
 from romancy.model import failure
+from romancy.outbox.relay import relaying
 from romancy.sdk.workflow import WORKFLOWS
 from romancy.store.postgres import PostgresStore
 from romancy.store.resources import stranded_message
@@ -64,8 +65,16 @@ async def work(file: Path, database_url: str, port: int) -> int:
         raise DefinitionError(f"{file} defines no workflow", hint="decorate a function with @workflow")
     failure.freeze_modules()
     database = DatabaseSettings(url=SecretStr(database_url))
-    options = settings.load().worker.model_copy(update={"name": f"dev-{os.getpid()}", "drain_seconds": 2.0})
-    worker = Worker(lambda: PostgresStore(database), list(WORKFLOWS), options, clock=SystemClock())
+    given = settings.load()
+    options = given.worker.model_copy(update={"name": f"dev-{os.getpid()}", "drain_seconds": 2.0})
+    worker = Worker(
+        lambda: PostgresStore(database),
+        list(WORKFLOWS),
+        options,
+        clock=SystemClock(),
+        make_relay=relaying(given.outbox, SystemClock()),
+        tells_lifecycle=given.outbox.lifecycle,
+    )
     client = Client(database)
     services = services_of(
         client,

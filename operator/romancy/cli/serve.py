@@ -13,6 +13,7 @@ from romancy.errors import RomancyError, SettingsError
 from romancy.gateway import server
 from romancy.gateway.access import Access, Open, Remembered, Tokens, read_tokens
 from romancy.gateway.services import services_of
+from romancy.outbox.relay import relaying
 from romancy.store.postgres import PostgresStore
 from romancy.worker import loader
 from romancy.worker.worker import Worker
@@ -43,6 +44,8 @@ async def run() -> int:
         is_leader_expected=options.control.enabled,
         bury_seconds=options.control.bury_seconds,
         retention=options.retention,
+        make_relay=relaying(options.outbox, SystemClock()),
+        tells_lifecycle=options.outbox.lifecycle,
     )
     client = Client(options.database, namespace=options.worker.namespace)
     store = client.store

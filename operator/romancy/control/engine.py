@@ -377,6 +377,8 @@ def measure(workers: Iterable[WorkerRow], backlog: Backlog) -> None:
     metrics.HELD_RUNS.set(backlog.held)
     metrics.OPEN_RUNS.set(backlog.open)
     metrics.BLOCKED_RUNS.set(backlog.blocked)
+    metrics.EVENTS_PENDING.set(backlog.emitted)
+    metrics.DEAD_LETTERS.set(backlog.dead_letters)
 
 
 def measure_nothing() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import UUID
 
 from romancy.errors import EventInvalidError
@@ -97,6 +98,11 @@ def _refuse_unstorable(name: str, value: str) -> None:
     """What no attribute may hold (section 3.1): control characters, and halves of surrogate pairs."""
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
         raise EventInvalidError(f"{name!r} of an event holds a control character or half a surrogate: {value!r:.80}")
+
+
+def source_of(namespace: str, workflow: str, name: str) -> str:
+    """The source of what a run emits: a URI reference, cut where it would be too long."""
+    return ("/romancy/" + "/".join(quote(part, safe="") for part in (namespace, workflow, name)))[:NAME_CHARS_MAX]
 
 
 def read(text: str) -> CloudEvent:

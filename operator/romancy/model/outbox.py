@@ -26,6 +26,8 @@ class OutboxKind(StrEnum):
     LEAVE = "Leave"
     SET_VALUE = "SetValue"
     ANNOUNCE = "Announce"  # a message that a transactional activity publishes; numbered by `announced_number`
+    EMIT = "Emit"  # a CloudEvent to the world
+    TELL = "Tell"  # a CloudEvent about the run itself; numbered by `told_number`
     RECUR = "Recur"  # the run begins anew; numbered by minus its claim, since it is for that claim alone
     ENDED = "Ended"  # the run is done: what it has open elsewhere is closed
 
@@ -42,6 +44,19 @@ def announced_number(activity: int, nth: int) -> int:
     """The number of a message that an activity publishes in its transaction: above all that the run's code asks for."""
     assert 0 <= nth < ANNOUNCED_MAX
     return 2**29 + activity * ANNOUNCED_MAX + nth
+
+
+EVENT_KINDS = (OutboxKind.EMIT, OutboxKind.TELL)
+"""What leaves for a sink."""
+
+
+def told_number(claim: int, what: int) -> int:
+    """The number of a row that tells of a change of phase, once for each claim.
+
+    Args:
+        what: 0 to 7; an even one goes out before what the code has emitted beside it, an odd one after.
+    """
+    return -(2**24 + claim * 8 + what)  # below those of Recur
 
 
 @record

@@ -349,7 +349,7 @@ class Replay:
         A message that answers a Take nobody waits for any more is given back.
         """
         self.check_open()
-        command = Ask(self._numbers[OUTBOX] + 1, name, digest)
+        command = Ask(self.next_post(), name, digest)
         future = AskFuture(loop=self.loop)
         self._open[ASK, command.number] = _Open(command, future, sent=Outgoing(command.number, kind, payload))
         assert self.post(kind, payload) == command.number
@@ -411,6 +411,11 @@ class Replay:
         if not self._is_posted:
             self._issue(Post(Outgoing(number, kind, payload)))
         return number
+
+    def next_post(self) -> int:
+        """The number of what is put into the outbox next."""
+        self.check_open()
+        return self._numbers[OUTBOX] + 1
 
     def patched(self, id: str) -> bool:
         """Whether to take the new path at a gate: yes, unless this run has passed it by the old one."""

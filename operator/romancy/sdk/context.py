@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 from uuid import UUID
 
 from romancy.errors import DefinitionError, RecurInvalidError
-from romancy.model.event import CloudEvent
+from romancy.model.event import CloudEvent, source_of
 from romancy.model.outbox import OutboxKind
 from romancy.replay.replay import ITERATION, Replay
 from romancy.sdk import channel as channels
@@ -204,6 +204,73 @@ class WorkflowContext:
         """
         self._replay.check_open()
         await channels.send_to(self._replay, self._info.namespace, run, channel, data, metadata)
+
+    @overload
+    def emit(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> CloudEvent: ...
+    @overload
+    def emit(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        id: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> CloudEvent: ...
+    def emit(
+        self,
+        event: Event | str,
+        data: Any = None,
+        *,
+        id: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> CloudEvent:
+        """Emit a CloudEvent to the sink of the engine (`ROMANCY_OUTBOX__SINK_URL`), at least once and in order.
+
+        It goes out when what led to it is durable; nobody waits for that, and a replay emits nothing again. Runs of this engine
+        do not get it, unless the sink sends it back.
+
+        Args:
+            event: an event with its data, or a CloudEvents type.
+            data: with a type: anything that JSON holds.
+            id: by default one of the run and the number of the event, the same with each try to deliver it.
+            source: a URI reference; by default `/romancy/<namespace>/<workflow>/<name of the run>`.
+            subject: what in the source it is about.
+            extensions: further attributes, by names of lower-case letters and digits.
+
+        Returns:
+            The event as it goes out.
+
+        Raises:
+            DefinitionError: `event` is no event.
+            EventInvalidError: an attribute is wrong, or there is data beside an event that has its own.
+            PayloadError: the data can't be stored, or are too large.
+        """
+        self._replay.check_open()
+        made = events.emitted(
+            event,
+            data,
+            id=id if id is not None else f"{self._info.id}-{self._replay.next_post()}",
+            source=source
+            if source is not None
+            else source_of(self._info.namespace, self._info.workflow, self._info.name),
+            time=self._replay.now,
+            subject=subject,
+            extensions=extensions,
+        )
+        self._replay.post(OutboxKind.EMIT, made.as_text())
+        return made
 
     def join(self, group: str) -> None:
         """Be a member of a group, until `leave` or the end: `Client.members` lists them."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import cache
 from types import TracebackType
@@ -121,6 +121,7 @@ def _plain(value: object) -> object:
 
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_ANY_DATA: Codec[Any] = Codec(Any, what="data of an event")
 
 
 @cache
@@ -151,6 +152,45 @@ def received(event: type[Event] | str, cloudevent: CloudEvent) -> Event | CloudE
         ) from error
     found._received = cloudevent
     return found
+
+
+def emitted(
+    event: Event | str,
+    data: Any,
+    *,
+    id: str,
+    source: str,
+    time: datetime,
+    subject: str | None,
+    extensions: Mapping[str, str | int | bool] | None,
+) -> CloudEvent:
+    """An event as it goes out.
+
+    Raises:
+        DefinitionError: `event` is no event.
+        EventInvalidError: an attribute is wrong, or there is data beside an event that has its own.
+        PayloadError: its data can't be stored, or are too large.
+    """
+    if isinstance(event, Event):
+        if data is not None:
+            raise EventInvalidError(
+                f"{type(event).__name__} has data of its own", hint="give either an event, or a type and data"
+            )
+        text = codec_of(type(event)).encode(event)
+    else:
+        text = _ANY_DATA.encode(data)
+    type_ = type_of(type(event) if isinstance(event, Event) else event)
+    made = CloudEvent(
+        id=id,
+        source=source,
+        type=type_,
+        data=json.loads(text),
+        time=time,
+        subject=subject,
+        extensions=dict(extensions or {}),
+    )
+    made.as_text()  # what can't be sent is said where it is asked for
+    return made
 
 
 def checked_timeout(timeout: float | timedelta | None) -> float | None:

@@ -106,7 +106,15 @@ class Claims(Histories, Outbox):
         """
         rows = await self._fetch(SQL.poll(worker_id=worker_id, run_ids=list(in_hand), claims=list(in_hand.values())))
         unseen = self._claims_of(worker_id, [row for row in rows if row["id"] is not None])
-        return Poll(rows[0]["now"], tuple(unseen), rows[0]["due_at"], rows[0]["has_blocked"], rows[0]["has_left"])
+        first = rows[0]
+        return Poll(
+            first["now"],
+            tuple(unseen),
+            first["due_at"],
+            first["has_blocked"],
+            first["has_left"],
+            first["emitted_due_at"],
+        )
 
     async def next_due_at(self, worker_id: WorkerId) -> datetime | None:
         """The earliest time at which a run that this worker could claim is due; in the past if one is due already."""

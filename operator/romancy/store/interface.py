@@ -73,6 +73,7 @@ class Poll:
         due_at: the earliest time at which a run that it could claim is due; in the past if one is due already.
         has_blocked: `claim_blocked` would find something.
         has_left: something lies in the outbox that whoever wrote it should have sent by now.
+        emitted_due_at: when the next emitted event is to be delivered; in the past if one is already.
     """
 
     now: datetime
@@ -80,6 +81,7 @@ class Poll:
     due_at: datetime | None
     has_blocked: bool
     has_left: bool = False
+    emitted_due_at: datetime | None = None
 
 
 @record
@@ -263,6 +265,71 @@ class Starter:
 
 
 @record
+class Emitter:
+    """A claimed run with emitted events.
+
+    Attributes:
+        claim: named by whoever settles it.
+        version: counts what it has emitted.
+        attempts: failed ones of its first event.
+        failing_seconds: how long ago the first of these was.
+    """
+
+    run_id: UUID
+    claim: int
+    version: int
+    attempts: int
+    failing_seconds: float
+
+
+@record
+class EmittedEvent:
+    """An event that is to be delivered; positions of a run grow in the order in which it emitted."""
+
+    position: int
+    event: CloudEvent
+
+
+@record
+class Settled:
+    """What came of a claimed run.
+
+    Attributes:
+        delivered_to: the position of the last event that was delivered, if any.
+        dead: the position of the one that is not tried any more, if any.
+        failure: what the sink said of the event that failed or died.
+        attempts: failed ones of that event.
+        delay_seconds: after which it is tried again; None: it did not fail, or is dead.
+        has_more: there are events after these.
+    """
+
+    run_id: UUID
+    claim: int
+    version: int
+    delivered_to: int | None = None
+    dead: int | None = None
+    failure: str = ""
+    attempts: int = 0
+    delay_seconds: float | None = None
+    has_more: bool = False
+
+
+@record
+class DeadLetter:
+    """An event that no sink took. `run_name` is empty if the run has been purged."""
+
+    id: int
+    run_id: UUID
+    namespace: str
+    run_name: str
+    at: datetime
+    died_at: datetime
+    attempts: int
+    failure: str
+    event: CloudEvent
+
+
+@record
 class RunFilter:
     """What a list shows; all that is given must hold.
 
@@ -335,13 +402,15 @@ class ResourceRow:
 
 @record
 class Backlog:
-    """The counts of the health view. `oldest_due_seconds` is 0 if nothing is due."""
+    """The counts of the health view. `oldest_due_seconds` is 0 if nothing is due; events are counted up to 100,001."""
 
     due: int
     held: int
     open: int
     blocked: int
     oldest_due_seconds: float
+    emitted: int = 0
+    dead_letters: int = 0
 
 
 class Store(Protocol):
@@ -416,6 +485,41 @@ class Store(Protocol):
 
     async def read_left(self, *, limit: int) -> list[OutboxRow]:
         """What runs that nobody holds have put there, and whoever held them has not sent."""
+        ...
+
+    # emitted events
+    async def emit(self, run_ids: Sequence[UUID]) -> None:
+        """Move what these runs have emitted from the outbox to where relays find it; twice is once."""
+        ...
+
+    async def claim_emitters(self, *, room: int, failing_max: int, lease_seconds: float) -> list[Emitter]:
+        """Take so many runs with events that are due, at most `failing_max` whose first event has failed before."""
+        ...
+
+    async def read_emitted(self, run_ids: Sequence[UUID], *, limit: int) -> dict[UUID, list[EmittedEvent]]:
+        """The first events of each of these runs, in order. To be asked after the claim."""
+        ...
+
+    async def settle_emitters(self, settled: Sequence[Settled]) -> tuple[int, int]:
+        """Store what came of claimed runs; how many events were delivered, and how many died."""
+        ...
+
+    async def list_dead_letters(
+        self, namespace: str | None, *, limit: int, before: int | None = None
+    ) -> list[DeadLetter]:
+        """Newest first, of a namespace or (None) of all; `before` is the id of the last one of the page before."""
+        ...
+
+    async def resend_dead_letter(self, letter_id: int) -> bool:
+        """Have one delivered again, behind what its run has emitted since. False if it is not there."""
+        ...
+
+    async def delete_dead_letter(self, letter_id: int) -> bool:
+        """Give one up. False if it is not there."""
+        ...
+
+    async def purge_dead_letters(self, *, older_than_seconds: float, limit: int) -> int:
+        """Delete a batch of those that died long enough ago; how many."""
         ...
 
     # workers

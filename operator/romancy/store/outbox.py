@@ -6,18 +6,19 @@ from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
-from romancy.model.outbox import OutboxKind, OutboxRow
+from romancy.model.outbox import EVENT_KINDS, OutboxKind, OutboxRow
 from romancy.store.channels import Channels
 from romancy.store.children import Children
+from romancy.store.emitted import Emitted
 from romancy.store.iterations import Iterations
 from romancy.store.queries import SQL
 
 _ALL: Final = 2**31 - 1
-_DELETED_APART: Final = frozenset({OutboxKind.RECUR, OutboxKind.GIVE_BACK})
+_DELETED_APART: Final = frozenset({OutboxKind.RECUR, OutboxKind.GIVE_BACK, *EVENT_KINDS})
 """Deleted by what carries them out, in one statement with what they do."""
 
 
-class Outbox(Children, Channels, Iterations):
+class Outbox(Children, Channels, Iterations, Emitted):
     """The part of the store that sends what runs have written."""
 
     async def carry_out(self, rows: Sequence[OutboxRow]) -> None:
@@ -59,6 +60,8 @@ class Outbox(Children, Channels, Iterations):
                 await self.leave_groups([(json.loads(row.payload)["group"], row.run_id) for row in together])
         if values := of(OutboxKind.SET_VALUE):
             await self.set_values(values)
+        if emitting := [row.run_id for row in rows if row.kind in EVENT_KINDS]:
+            await self.emit(emitting)
         if recurs := of(OutboxKind.RECUR):
             await self.end_children({row.run_id: json.loads(row.payload)["numbers"]["child"] for row in recurs})
             began = await self.recur(recurs)

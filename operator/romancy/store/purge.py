@@ -21,6 +21,8 @@ ROUND_SECONDS: Final = 20.0
 """What is left after so long is for the next look."""
 EVENTS_MAX: Final = 1000
 """Events of a batch."""
+DEAD_LETTERS_MAX: Final = 1000
+"""Dead letters of a batch."""
 RUNS_MAX: Final = 100
 """Runs of a batch."""
 ROWS_MAX: Final = 10_000
@@ -151,6 +153,24 @@ async def purge_old_events(store: Store, older_than_seconds: float, *, until: fl
     return total
 
 
+async def purge_dead_letters(store: Store, older_than_seconds: float, *, until: float) -> int:
+    """Delete dead letters batch after batch, with a pause after each as long as it took; how many were deleted.
+
+    Args:
+        until: a time of the event loop's clock at which no further batch is begun.
+    """
+    clock = asyncio.get_running_loop().time
+    total, last = 0, DEAD_LETTERS_MAX
+    while last == DEAD_LETTERS_MAX and clock() < until:
+        began_at = clock()
+        last = await store.purge_dead_letters(older_than_seconds=older_than_seconds, limit=DEAD_LETTERS_MAX)
+        total += last
+        await asyncio.sleep(clock() - began_at)
+    if total:
+        logger.info("dead_letters_purged", count=total)
+    return total
+
+
 async def purge_ended(store: Store, retention: RetentionSettings) -> int:
     """Delete what is kept no longer, runs and events, if nobody else has looked for it lately; for at most ROUND_SECONDS.
 
@@ -166,4 +186,6 @@ async def purge_ended(store: Store, retention: RetentionSettings) -> int:
         return 0
     until = asyncio.get_running_loop().time() + ROUND_SECONDS
     await purge_old_events(store, retention.events_seconds, until=until)
+    if retention.dead_letters_seconds:
+        await purge_dead_letters(store, retention.dead_letters_seconds, until=until)
     return sum([await purge(store, Purgeable(phase, age), until=until) for phase, age in kept.items() if age])

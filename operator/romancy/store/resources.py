@@ -138,6 +138,8 @@ class Resources(Connected):
             open=row["open"],
             blocked=row["blocked"],
             oldest_due_seconds=row["oldest_due_seconds"],
+            emitted=row["emitted"],
+            dead_letters=row["dead_letters"],
         )
 
 

@@ -76,6 +76,11 @@ RULES: Final[dict[str, Rule]] = {
         "what a run sends is carried out within seconds, if any worker lives",
         "look for `outbox_not_sent` and `outbox_refused` in the workers' log; " + _REPORT,
     ),
+    "EmitterMissing": Rule(
+        "I8",
+        "a run with emitted events is known to relays",
+        "nobody will deliver them: `insert into emitter (run_id, due_at) values (<run_id>, now())`; " + _REPORT,
+    ),
     "SubscribedAndDone": Rule(
         "I8", "a run that is done waits for nothing", "`delete from subscription` of that run_id; " + _REPORT
     ),

@@ -25,6 +25,7 @@ from romancy.store.transactions import ActivityTransaction
 from romancy.testing.memory.channels import Channels
 from romancy.testing.memory.children import Children
 from romancy.testing.memory.claims import Claims
+from romancy.testing.memory.emitted import Emitted
 from romancy.testing.memory.events import Events
 from romancy.testing.memory.history import History
 from romancy.testing.memory.iterations import Iterations
@@ -54,6 +55,7 @@ class MemoryDatabase(
     Channels,
     Children,
     Claims,
+    Emitted,
     Events,
     History,
     Iterations,

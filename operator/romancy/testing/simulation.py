@@ -12,13 +12,15 @@ All of it are ordinary calls: a test needs no event loop. The simulation turns i
 
 import asyncio
 import inspect
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Final, Self
+from typing import Any, Final, Self, overload
 from uuid import UUID
 
 from romancy.base.settings import DatabaseSettings, WorkerSettings
@@ -26,10 +28,12 @@ from romancy.client import Client, Handle
 from romancy.errors import DefinitionError, WorkerLostError
 from romancy.model import failure
 from romancy.model.command import RunActivity
+from romancy.model.event import CloudEvent, read
 from romancy.model.history import Entry, Kind
+from romancy.model.outbox import EVENT_KINDS
 from romancy.model.run import Run
 from romancy.sdk.activity import Activity, ActivityInfo
-from romancy.sdk.event import Event
+from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import Receipt
 from romancy.store.pool import Statement
@@ -58,7 +62,7 @@ _SAVES: Final = frozenset(
             SQL.enqueue,
             SQL.demand,
         ),
-        *(SQL.undemand, SQL.hand_out, SQL.give_back, SQL.return_untaken, SQL.join_groups, SQL.leave_groups),
+        *(SQL.undemand, SQL.hand_out, SQL.give_back, SQL.return_untaken, SQL.join_groups, SQL.leave_groups, SQL.emit),
     )
 )
 """What a process writes for its runs: it may die before and after each."""
@@ -94,6 +98,7 @@ class End:
     output: str | None
     failure: str
     compensations: tuple[str, ...]
+    emitted: tuple[tuple[str, str, str], ...]  # source, type and data, in order
 
 
 class SimulatedRun[R]:
@@ -238,6 +243,22 @@ class Simulation:
     def send_event(self, event: Event | str, data: Any = None, **attributes: Any) -> Receipt:
         """Send an event, as `Client.send_event` does; its time is the simulation's."""
         return self.ask(self._client.send_event(event, data, **attributes))
+
+    @overload
+    def emitted(self) -> list[CloudEvent]: ...
+    @overload
+    def emitted[E: Event](self, event: type[E]) -> list[E]: ...
+    @overload
+    def emitted(self, event: str) -> list[CloudEvent]: ...
+    def emitted(self, event: type[Event] | str | None = None) -> list[Any]:
+        """What runs have emitted, in the order of each run: all, or those of one type; of a class, as its instances."""
+        for run_id in list(self._database.outbox):  # durable as well, and on its way
+            self._database.emit(run_ids=[run_id], kinds=EVENT_KINDS)
+        found = [read(row.payload) for rows in self._database.emitted.values() for _, row in sorted(rows.items())]
+        if event is None:
+            return found
+        chosen = [each for each in found if each.type == type_of(event)]
+        return chosen if isinstance(event, str) else [codec_of(event).decode(json.dumps(each.data)) for each in chosen]
 
     def advance(self, by: timedelta | float) -> None:
         """Let time pass (a number is seconds), and all happen that it brings."""
@@ -402,7 +423,8 @@ class Simulation:
         shown = run.info()
         taken_back = {(call.run_id, call.number) for call in self._calls if call.is_compensation}
         compensations = tuple(entry.name for entry in run.history if (run.id, entry.number) in taken_back)
-        return End(shown.phase, shown.output, shown.message, compensations)
+        emitted = tuple((each.source, each.type, json.dumps(each.data)) for each in self.emitted())
+        return End(shown.phase, shown.output, shown.message, compensations, emitted)
 
     # --- what its processes ask -----------------------------------------------------------------------------------
 
@@ -477,6 +499,7 @@ class _Process:
             settings,
             clock=clock,
             keep_lease=KeptByTask,
+            make_relay=_Kept,
             is_leader_expected=True,  # nothing is purged: time would go from one look to the next
         )
         self.worker.random = Random(0)
@@ -485,6 +508,18 @@ class _Process:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         await loop.create_task(self.worker.start(), context=self._context)
+
+
+class _Kept(AbstractAsyncContextManager["_Kept"]):
+    """No sink: `Simulation.emitted` tells what would go to one."""
+
+    def __init__(self, store: object) -> None:
+        del store
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def ring(self, in_seconds: float = 0.0) -> None:
+        """Nothing is delivered."""
 
 
 class _Store(MemoryStore):

@@ -1,12 +1,12 @@
 """Sends what runs have put into the outbox, when it is durable; what this process does not get round to, another one does."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from romancy.base import log
 from romancy.base.clock import Clock
 from romancy.errors import RomancyError, StoreUnavailableError
-from romancy.model.outbox import OutboxRow
+from romancy.model.outbox import EVENT_KINDS, OutboxRow
 from romancy.store.interface import Store
 
 LOG = log.get(__name__)
@@ -21,10 +21,11 @@ class Sender:
     Args:
         store: carries them out.
         clock: for the pause after a failure.
+        emitted: told when events lie where relays find them.
     """
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, *, emitted: Callable[[], None] = lambda: None) -> None:
+        self._store, self._clock, self._emitted = store, clock, emitted
         self._waiting: list[OutboxRow] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -47,7 +48,7 @@ class Sender:
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
             try:
-                await self._store.carry_out(batch)
+                await self._carry_out(batch)
             except StoreUnavailableError as error:
                 LOG.warning("outbox_not_sent", rows=len(batch), error=error.message, again_in_seconds=AGAIN_SECONDS)
                 self._waiting = batch + self._waiting
@@ -55,11 +56,16 @@ class Sender:
             except RomancyError:
                 await self._send_apart(batch)
 
+    async def _carry_out(self, rows: Sequence[OutboxRow]) -> None:
+        await self._store.carry_out(rows)
+        if any(row.kind in EVENT_KINDS for row in rows):
+            self._emitted()
+
     async def _send_apart(self, batch: Sequence[OutboxRow]) -> None:
         """One of them can't be sent: the others are not to wait for it. It stays where it is."""
         for nth, row in enumerate(batch):
             try:
-                await self._store.carry_out([row])
+                await self._carry_out([row])
             except StoreUnavailableError:
                 self._waiting[:0] = batch[nth:]
                 await self._clock.sleep(AGAIN_SECONDS)

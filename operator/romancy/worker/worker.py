@@ -4,10 +4,11 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from romancy.base import log, metrics
@@ -53,6 +54,14 @@ CLOCK_STEP = timedelta(milliseconds=50)
 LOOK_AGAIN = timedelta(milliseconds=5)
 
 
+class Relay(Protocol):
+    """Delivers what runs have emitted."""
+
+    def ring(self, in_seconds: float = 0.0) -> None:
+        """An event is due, or will be in so many seconds."""
+        ...
+
+
 class Worker:
     """One process's part in the execution of runs.
 
@@ -62,6 +71,8 @@ class Worker:
         settings: its options.
         is_leader_expected: somebody else looks for dead workers (control on Kubernetes), unless it is away for long.
         keep_lease: how; by default in a thread of its own.
+        make_relay: delivers what runs emit; without one this process leaves that to others.
+        tells_lifecycle: runs emit events about themselves.
     """
 
     def __init__(
@@ -75,6 +86,8 @@ class Worker:
         bury_seconds: float = 2.0,
         keep_lease: KeepLease | None = None,
         retention: RetentionSettings | None = None,
+        make_relay: Callable[[Store], AbstractAsyncContextManager[Relay]] | None = None,
+        tells_lifecycle: bool = False,
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
         self.name = worker_name(settings)
@@ -96,6 +109,10 @@ class Worker:
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
         self._retention = retention or RetentionSettings()
+        self.tells_lifecycle = tells_lifecycle
+        self._make_relay = make_relay
+        self._relay: Relay | None = None
+        self._has_told_of_no_sink = False
         self._keep_lease = keep_lease or partial(KeptByThread, stuck_seconds=settings.loop_stuck_seconds)
         # The database's clock, in seconds since 1970, when ours that nobody sets was at 0: it does not jump with the machine's.
         self._database_at_zero = clock.now().timestamp() - clock.monotonic()
@@ -236,6 +253,17 @@ class Worker:
         """Carry out what lies in the outbox of runs in hand."""
         self._sender.send(rows)
 
+    def _have_emitted(self) -> None:
+        if self._relay is not None:
+            self._relay.ring()
+        elif not self._has_told_of_no_sink:
+            self._has_told_of_no_sink = True
+            LOG.warning(
+                "emitted_without_sink",
+                worker=self.name,
+                hint="events are kept until a process delivers them that has a sink: ROMANCY_OUTBOX__SINK_URL",
+            )
+
     # --- its lives ----------------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
@@ -293,7 +321,7 @@ class Worker:
         """Execute runs until this life ends."""
         self._alarm = Alarm(self.now, poll_seconds=self._settings.poll_seconds)
         self.journal = await store.journal(worker_id)
-        self._sender = Sender(store, self._clock)
+        self._sender = Sender(store, self._clock, emitted=self._have_emitted)
         wakeups = await store.wakeups(worker_id)
         wakeups.on_due(self._runs_are_due)
         wakeups.on_inbox(self._mail_came)
@@ -313,6 +341,9 @@ class Worker:
             workflows=sorted(self.workflows),
             pid=os.getpid(),
         )
+        relays = AsyncExitStack()
+        if self._make_relay is not None:
+            self._relay = await relays.enter_async_context(self._make_relay(store))
         registered()
         filling = asyncio.create_task(self._fill(), name="fill")
         purging = asyncio.create_task(self._purge(store), name="purge")
@@ -327,6 +358,8 @@ class Worker:
             await keeper.stop()
             await self.journal.close()
             await self._sender.close()
+            self._relay = None
+            await relays.aclose()  # what it has no time for, others deliver
         if filling.done() and not filling.cancelled() and (error := filling.exception()) is not None:
             raise error
 
@@ -381,6 +414,8 @@ class Worker:
         found = [claim for claim in poll.unseen if claim.run_id not in self._held_lately]
         if poll.has_left:
             self._sender.send(await self._store.read_left(limit=LEFT_MAX))
+        if self._relay is not None and poll.emitted_due_at is not None:
+            self._relay.ring((poll.emitted_due_at - poll.now).total_seconds())
         if poll.has_blocked and (free := self._free_slots()) > 0:
             found += await self._store.claim_blocked(worker_id, limit=free)
         await self._take([claim for claim in found if claim.run_id not in self._executions])

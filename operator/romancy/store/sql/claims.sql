@@ -117,9 +117,9 @@ select run.id, run.namespace, run.name, run.workflow, run.input, due.form, run.l
 
 -- name: poll
 -- All that the slow poll wants to know: the clock, when the next run is due that this worker could claim, whether it could
--- claim a blocked one, whether something lies in the outbox for too long, and the runs that are its own by the row but not in its hands (the answer of their claim was lost).
+-- claim a blocked one, whether something lies in the outbox for too long, when an emitted event is due, and the runs that are its own by the row but not in its hands (the answer of their claim was lost).
 -- Row: at least one; id is null if it has all its runs in its hands.
--- Index: due_held, due_blocked, and due_claim, one step a pair of priority and queue.
+-- Index: due_held, due_blocked, emitter_due, emitter_failing, and due_claim, one step a pair of priority and queue.
 with recursive used(priority) as (
     (select due.priority from due where due.wake_at is not null order by due.priority desc limit 1)
     union all
@@ -154,6 +154,8 @@ select clock_timestamp() as now, coming.due_at,
                 where due.worker_id is null
                   and (outbox.at < now() - interval '2 seconds'
                        or not exists (select from worker where worker.id = outbox.worker_id))) as has_left,
+       least((select emitter.due_at from emitter where emitter.attempts = 0 order by emitter.due_at limit 1),
+             (select emitter.due_at from emitter where emitter.attempts > 0 order by emitter.due_at limit 1)) as emitted_due_at,
        unseen.id, unseen.claim, unseen.workflow, unseen.inbox_version, unseen.phase, unseen.lost_count, unseen.lost_noted
   from coming left join unseen on true;
 

@@ -136,6 +136,8 @@ with me as materialized (
      where (not o.is_begun or o.run_id in (select began.id from began))
        -- A late copy of a flush must not have carried out again what was long ago; a new iteration knows by itself.
        and (o.kind = 'Recur' or o.kind = 'Ended' and (o.is_begun or o.run_id in (select ended.id from ended))
+            -- Of a change of phase: it may be there without an entry, and must not be if the run was not parked.
+            or o.kind = 'Tell' and o.run_id not in (select changed.id from changed where changed.stays)
             or o.number > coalesce(run.outbox_from, 0) and o.run_id in (select appended.run_id from appended where appended.is_new))
     on conflict (run_id, number) do nothing
 )

@@ -158,5 +158,7 @@ select count(*) filter (where wake_at <= now())::integer as due,
        count(worker_id)::integer as held,
        count(*)::integer as open,
        count(*) filter (where phase = 'Blocked')::integer as blocked,
-       coalesce(extract(epoch from now() - min(wake_at) filter (where wake_at <= now())), 0)::float8 as oldest_due_seconds
+       coalesce(extract(epoch from now() - min(wake_at) filter (where wake_at <= now())), 0)::float8 as oldest_due_seconds,
+       (select count(*) from (select from emitted limit 100001) as counted)::integer as emitted,
+       (select count(*) from (select from dead_letter limit 100001) as counted)::integer as dead_letters
   from due;

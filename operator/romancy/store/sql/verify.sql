@@ -260,6 +260,10 @@ run_nowhere as (
 ), burial_check_lost as (
     select null::uuid as run_id, null::bigint as worker_id, 'the table is empty' as found
      where not exists (select from burial_check)
+), emitter_missing as (
+    select emitted.run_id, null::bigint as worker_id, format('%s events', count(*)) as found
+      from emitted where not exists (select from emitter where emitter.run_id = emitted.run_id)
+     group by emitted.run_id limit :limit::integer
 ), breaches as (
     select 'RunNowhere' as breach, run_id, worker_id, found from run_nowhere
     union all select 'RunOpenAndDone', run_id, worker_id, found from run_open_and_done
@@ -287,6 +291,7 @@ run_nowhere as (
     union all select 'CancelUnheard', run_id, worker_id, found from cancel_unheard
     union all select 'OutboxOfNoRun', run_id, worker_id, found from outbox_of_no_run
     union all select 'OutboxStuck', run_id, worker_id, found from outbox_stuck
+    union all select 'EmitterMissing', run_id, worker_id, found from emitter_missing
     union all select 'SubscribedAndDone', run_id, worker_id, found from subscribed_and_done
     union all select 'ParentUntold', run_id, worker_id, found from parent_untold
     union all select 'ChildLeft', run_id, worker_id, found from child_left

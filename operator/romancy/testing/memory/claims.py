@@ -65,6 +65,7 @@ class Claims(Outbox):
             "due_at": self._next_due_at(me),
             "has_blocked": me is not None and any(True for _ in self._blocked_for(me)),
             "has_left": any(True for _ in self.left()),
+            "emitted_due_at": min((row.due_at for row in self.emitter.values()), default=None),
         }
         return [{**answer, **_claim(row)} for row in mine] or [{**answer, **_NO_CLAIM}]
 

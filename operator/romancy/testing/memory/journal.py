@@ -58,7 +58,7 @@ class Journal(Tables):
         appended = self._append(_rows("e_", columns), is_new)
         has_new = {run_id for run_id, count in had.items() if len(self.history.get(run_id, ())) > count}
         self._try(_rows("a_", columns), is_new)
-        self._post(worker_id, _rows("o_", columns), is_new, has_new, set(ended))
+        self._post(worker_id, _rows("o_", columns), is_new, has_new, set(ended), set(stays))
         asked = columns["c_ids"]
         return [
             {
@@ -217,18 +217,27 @@ class Journal(Tables):
                 self.attempt.setdefault(run_id, {}).setdefault((each["number"], each["attempt"]), row)
 
     def _post(
-        self, worker_id: int, outgoing: Sequence[Row], began: set[UUID], has_new: set[UUID], ended: set[UUID]
+        self,
+        worker_id: int,
+        outgoing: Sequence[Row],
+        began: set[UUID],
+        has_new: set[UUID],
+        ended: set[UUID],
+        stays: set[UUID],
     ) -> None:
+        now = self.clock.now()
         for each in outgoing:
             run_id = each["run_id"]
-            if each["kind"] not in {"Ended", "Recur"} and run_id not in has_new:
+            if each["kind"] == "Tell" and run_id in stays:
+                continue  # it was not parked
+            if each["kind"] not in {"Ended", "Recur", "Tell"} and run_id not in has_new:
                 continue  # a late copy: it was carried out long ago
             if each["kind"] == "Ended" and not each["is_begun"] and run_id not in ended:
                 continue  # a late copy: the run may have been retried since
-            if each["kind"] not in {"Ended", "Recur"} and each["number"] <= self.run[run_id].outbox_from:
+            if each["kind"] not in {"Ended", "Recur", "Tell"} and each["number"] <= self.run[run_id].outbox_from:
                 continue  # of an iteration that is over
             if not each["is_begun"] or run_id in began:
-                row = OutgoingRow(each["kind"], each["payload"], worker_id, self.clock.now())
+                row = OutgoingRow(each["kind"], each["payload"], worker_id, now)
                 self.outbox.setdefault(run_id, {}).setdefault(each["number"], row)
 
 

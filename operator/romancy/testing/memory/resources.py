@@ -150,5 +150,7 @@ class Resources(Tables):
                 "open": len(self.due),
                 "blocked": sum(row.phase == "Blocked" for row in self.due.values()),
                 "oldest_due_seconds": (now - min(due, default=now)).total_seconds(),
+                "emitted": sum(map(len, self.emitted.values())),
+                "dead_letters": len(self.dead_letter),
             }
         ]

@@ -162,6 +162,40 @@ class OutgoingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EmittedRow:
+    """An event that is to be delivered."""
+
+    namespace: str
+    at: datetime
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmitterRow:
+    """A run that has some."""
+
+    due_at: datetime
+    version: int = 1
+    claim: int = 0
+    attempts: int = 0
+    failing_since: datetime | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRow:
+    """One that no sink took."""
+
+    run_id: UUID
+    namespace: str
+    at: datetime
+    died_at: datetime
+    attempts: int
+    failure: str
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
     """An event, for all who receive it."""
 
@@ -202,6 +236,11 @@ class Tables:
     inbox: dict[UUID, dict[int, InboxRow]] = field(default_factory=dict)
     mirror: dict[UUID, MirrorRow] = field(default_factory=dict)
     outbox: dict[UUID, dict[int, OutgoingRow]] = field(default_factory=dict)
+    emitted: dict[UUID, dict[int, EmittedRow]] = field(default_factory=dict)
+    emitted_ever: int = 0
+    emitter: dict[UUID, EmitterRow] = field(default_factory=dict)
+    dead_letter: dict[int, DeadLetterRow] = field(default_factory=dict)
+    dead_letters_ever: int = 0
     event: dict[int, EventRow] = field(default_factory=dict)
     events_ever: int = 0
     channel: dict[str, str] = field(default_factory=dict)
