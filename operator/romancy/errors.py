@@ -281,6 +281,17 @@ class RunNotFoundError(RomancyError):
         super().__init__(f"there is no run {what}", hint="list the runs, or start it first")
 
 
+class DeadLetterNotFoundError(RomancyError):
+    """There is no dead letter of this id, or it is in another namespace."""
+
+    reason = "DeadLetterNotFound"
+
+    def __init__(self, letter_id: int) -> None:
+        super().__init__(
+            f"there is no dead letter {letter_id}", hint="romancy dead-letters list shows those that there are"
+        )
+
+
 class RunExistsError(RomancyError):
     """A run of this identity exists with another workflow or another input."""
 

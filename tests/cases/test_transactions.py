@@ -48,7 +48,7 @@ async def books(database: DatabaseSettings) -> Any:
     await connection.close()
 
 
-@activity(transactional=True, retry=NO_RETRY)
+@activity(name="tx.book", transactional=True, retry=NO_RETRY)
 async def book(name: str, fails: bool = False) -> str:
     transaction = activity.transaction()
     await transaction.connection.execute("insert into booked values ($1)", name)
@@ -104,7 +104,7 @@ async def test_15_rows_history_and_message_exist_together_or_not_at_all(running:
         assert await listener.result(timeout=20) == ["a"]
 
 
-@activity(transactional=True, retry=NO_RETRY)
+@activity(name="tx.book_nested", transactional=True, retry=NO_RETRY)
 async def book_nested(inner_fails: bool) -> None:
     connection = activity.transaction().connection
     await connection.execute("insert into booked values ('outer')")
@@ -117,7 +117,7 @@ async def book_nested(inner_fails: bool) -> None:
         await connection.execute("insert into booked values ('instead')")
 
 
-@activity(retry=NO_RETRY)
+@activity(name="tx.asks_for_none", retry=NO_RETRY)
 async def asks_for_none() -> None:
     activity.transaction()
 
@@ -154,7 +154,7 @@ async def test_17_what_waits_for_the_commit_is_called_in_order_and_never_after_a
     assert await books() == ["a"]
 
 
-@activity(transactional=True, retry=NO_RETRY)
+@activity(name="tx.offer", transactional=True, retry=NO_RETRY)
 async def offer(names: list[str], fails: bool) -> None:
     for name in names:
         await activity.transaction().publish(STOCK, name)
@@ -185,7 +185,7 @@ async def test_39_waiters_wake_after_the_commit_and_never_on_a_rollback(
         assert await takes.result(timeout=10) == ["a", "b"]
 
 
-@activity(transactional=True)
+@activity(name="tx.offer_again", transactional=True)
 async def offer_again(names: list[str]) -> int:
     for name in names:
         await activity.transaction().publish(STOCK, name)
@@ -207,7 +207,7 @@ def test_39_in_a_simulation_with_a_crash_at_every_save(sim: Simulation) -> None:
 # --- beside what else the run does ------------------------------------------------------------------------------------------
 
 
-@activity
+@activity(name="tx.plain")
 async def plain(nth: int) -> int:
     return nth
 
@@ -226,7 +226,7 @@ async def tx_beside(count: int) -> list[int]:
     return [task.result() for task in tasks]
 
 
-@activity(transactional=True)
+@activity(name="tx.count_up", transactional=True)
 async def count_up(nth: int) -> None:
     await activity.transaction().connection.execute("insert into booked values ($1)", f"{nth:03}")
 
@@ -241,7 +241,7 @@ async def test_many_side_by_side_with_others_of_the_same_run(running: Running, b
     assert await books() == [f"{nth:03}" for nth in range(40)]
 
 
-@activity(transactional=True, retry=TWICE)
+@activity(name="tx.dies_at", transactional=True, retry=TWICE)
 async def dies_at(where: str, name: str) -> None:
     transaction = activity.transaction()
     await transaction.connection.execute("insert into public.booked values ($1)", name)
@@ -279,7 +279,7 @@ async def test_a_process_killed_in_it_or_just_after_it_has_booked_once(
         assert sum(process.popen.poll() is not None for process in fleet.processes.values()) == 1
 
 
-@activity(transactional=True, retry=NO_RETRY)
+@activity(name="tx.breaks_a_promise", transactional=True, retry=NO_RETRY)
 async def breaks_a_promise(name: str) -> None:
     await activity.transaction().connection.execute("insert into promised values ($1)", name)
 
@@ -305,7 +305,7 @@ async def test_a_constraint_that_is_looked_at_at_the_commit_fails_the_activity(
         assert (await handle.info()).phase is Phase.FAILED
 
 
-@activity(transactional=True, retry=NO_RETRY)
+@activity(name="tx.misuses", transactional=True, retry=NO_RETRY)
 async def misuses(how: str) -> None:
     transaction = activity.transaction()
     match how:

@@ -1316,13 +1316,15 @@ class StoreConformance:
         assert (letter.run_id, letter.run_name, letter.event.id) == (claim.run_id, "order", "1")
         assert (letter.attempts, letter.failure) == (1, "410 Gone")
 
+        assert not await store.resend_dead_letter(letter.id, namespace="elsewhere")
         assert await store.resend_dead_letter(letter.id)
         assert not await store.resend_dead_letter(letter.id)
         events = (await store.read_emitted([claim.run_id], limit=9))[claim.run_id]
         assert [each.event.id for each in events] == ["2", "1"]
         [letter] = await store.list_dead_letters(None, limit=9)
         assert await store.purge_dead_letters(older_than_seconds=600, limit=9) == 0
-        assert await store.delete_dead_letter(letter.id)
+        assert not await store.delete_dead_letter(letter.id, namespace="elsewhere")
+        assert await store.delete_dead_letter(letter.id, namespace=letter.namespace)
         assert not await store.delete_dead_letter(letter.id)
         await store.settle_emitters([Settled(claim.run_id, emitter.claim, 1, None, events[0].position, "x", 1)])
         await rewind(601)

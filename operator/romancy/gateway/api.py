@@ -4,12 +4,15 @@ from typing import Final
 
 from aiohttp import web
 
-from romancy.gateway import events, runs, workflows
+from romancy.gateway import dead_letters, events, runs, workflows
 from romancy.gateway.access import ENGINES
 from romancy.gateway.operations import Operation
 from romancy.gateway.schemas import (
     Accepted,
     Change,
+    DeadLetterId,
+    DeadLetterQuery,
+    DeadLetters,
     History,
     NewRun,
     ResultQuery,
@@ -28,6 +31,10 @@ _RUN: Final = ("/runs/{run}", "/namespaces/{namespace}/runs/{run}")
 
 def _of_run(part: str) -> tuple[str, ...]:
     return tuple(path + part for path in _RUN)
+
+
+def _of_letters(part: str) -> tuple[str, ...]:
+    return f"/dead-letters{part}", f"/namespaces/{{namespace}}/dead-letters{part}"
 
 
 OPERATIONS: Final = (
@@ -175,6 +182,34 @@ OPERATIONS: Final = (
         verb="patch",
         handler=events.post_to_run,
         answers={202: Accepted},
+    ),
+    Operation(
+        name="listDeadLetters",
+        method="GET",
+        paths=_of_letters(""),
+        summary="Events that runs have emitted and no sink has taken, newest first",
+        verb="list",
+        handler=dead_letters.list_dead_letters,
+        query=DeadLetterQuery,
+        answers={200: DeadLetters},
+    ),
+    Operation(
+        name="resendDeadLetter",
+        method="POST",
+        paths=_of_letters("/{id}/resend"),
+        summary="Have a dead letter delivered again, behind what its run has emitted since",
+        verb="patch",
+        handler=dead_letters.resend_dead_letter,
+        answers={202: DeadLetterId},
+    ),
+    Operation(
+        name="deleteDeadLetter",
+        method="DELETE",
+        paths=_of_letters("/{id}"),
+        summary="Give a dead letter up",
+        verb="patch",
+        handler=dead_letters.delete_dead_letter,
+        answers={200: DeadLetterId},
     ),
 )
 

@@ -27,6 +27,7 @@ _STATUS: Final[dict[type[RomancyError], int]] = {
     errors.UnauthenticatedError: 401,
     errors.ForbiddenError: 403,
     errors.RunNotFoundError: 404,
+    errors.DeadLetterNotFoundError: 404,
     errors.WorkflowNotRegisteredError: 404,
     errors.RequestTooSlowError: 408,
     errors.RunExistsError: 409,

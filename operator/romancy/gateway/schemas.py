@@ -81,8 +81,9 @@ class ResultQuery(_Shape):
 class DeadLetterQuery(_Shape):
     """Which dead letters."""
 
-    limit: Annotated[int, Field(ge=1, le=1000)] = 50
-    page: Annotated[str, StringConstraints(max_length=512)] | None = None
+    limit: Annotated[int, Field(ge=1, le=999)] = 50
+    page: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """The `next` of the page before."""
 
 
 class NewRun(_Shape):
@@ -240,6 +241,35 @@ class Workers(_Answer):
     """All that are registered."""
 
     workers: list[Worker]
+
+
+class DeadLetter(_Answer):
+    """An event that a run has emitted, and no sink has taken."""
+
+    id: int
+    run_id: UUID
+    namespace: str
+    run: str | None
+    """Its name; null if it has been purged."""
+    at: datetime
+    died_at: datetime
+    attempts: int
+    failure: str
+    event: dict[str, Any]
+
+
+class DeadLetters(_Answer):
+    """A page of them, newest first."""
+
+    dead_letters: list[DeadLetter]
+    next: int | None
+    """For `page`; null on the last page."""
+
+
+class DeadLetterId(_Answer):
+    """The one that was changed."""
+
+    id: int
 
 
 class Accepted(_Answer):

@@ -65,13 +65,17 @@ class Emitted(Connected):
         rows = await self._list(SQL.list_dead_letters(namespace=namespace, before=before, limit=limit))
         return [_letter_of(row) for row in rows]
 
-    async def resend_dead_letter(self, letter_id: int) -> bool:
-        """Have a dead letter delivered again, behind what its run has emitted since. False if it is not there."""
-        return bool(await self._fetch(SQL.resend_dead_letter(letter_id=letter_id)))
+    async def resend_dead_letter(self, letter_id: int, *, namespace: str | None = None) -> bool:
+        """Have a dead letter delivered again, behind what its run has emitted since. False if it is not there.
 
-    async def delete_dead_letter(self, letter_id: int) -> bool:
+        Args:
+            namespace: where it must be; None for anywhere.
+        """
+        return bool(await self._fetch(SQL.resend_dead_letter(letter_id=letter_id, namespace=namespace)))
+
+    async def delete_dead_letter(self, letter_id: int, *, namespace: str | None = None) -> bool:
         """Give a dead letter up. False if it is not there."""
-        return bool(await self._fetch(SQL.delete_dead_letter(letter_id=letter_id)))
+        return bool(await self._fetch(SQL.delete_dead_letter(letter_id=letter_id, namespace=namespace)))
 
     async def purge_dead_letters(self, *, older_than_seconds: float, limit: int) -> int:
         """Delete a batch of those that died long enough ago; how many."""

@@ -510,11 +510,11 @@ class Store(Protocol):
         """Newest first, of a namespace or (None) of all; `before` is the id of the last one of the page before."""
         ...
 
-    async def resend_dead_letter(self, letter_id: int) -> bool:
-        """Have one delivered again, behind what its run has emitted since. False if it is not there."""
+    async def resend_dead_letter(self, letter_id: int, *, namespace: str | None = None) -> bool:
+        """Have one delivered again, behind what its run has emitted since. False if it is not there, in that namespace."""
         ...
 
-    async def delete_dead_letter(self, letter_id: int) -> bool:
+    async def delete_dead_letter(self, letter_id: int, *, namespace: str | None = None) -> bool:
         """Give one up. False if it is not there."""
         ...
 

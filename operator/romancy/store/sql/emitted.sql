@@ -107,7 +107,8 @@ select dead_letter.id, dead_letter.run_id, dead_letter.namespace, run.name as ru
 -- name: resend_dead_letter
 -- Puts a dead letter back, behind what its run has emitted since. Row: its run, if it was there.
 with gone as (
-    delete from dead_letter where dead_letter.id = :letter_id::bigint
+    delete from dead_letter
+     where dead_letter.id = :letter_id::bigint and (:namespace::text is null or dead_letter.namespace = :namespace::text)
     returning dead_letter.run_id, dead_letter.namespace, dead_letter.at, dead_letter.payload
 ), back as (
     insert into emitted (run_id, namespace, at, payload)
@@ -119,7 +120,9 @@ on conflict (run_id) do update set version = emitter.version + 1
 returning emitter.run_id;
 
 -- name: delete_dead_letter
-delete from dead_letter where dead_letter.id = :letter_id::bigint returning dead_letter.id;
+delete from dead_letter
+ where dead_letter.id = :letter_id::bigint and (:namespace::text is null or dead_letter.namespace = :namespace::text)
+returning dead_letter.id;
 
 -- name: purge_dead_letters
 -- Deletes some that died long enough ago, the oldest first. Row: each. Index: the primary key, which grows with time.

@@ -5,7 +5,10 @@ with me as materialized (
     select worker_id as id from fence where worker_id = :worker_id::bigint and slot = :slot::smallint for key share
 )
 select exists (select from me) as is_alive,
-       exists (select from me, due where due.id = :run_id::uuid and due.worker_id = me.id and due.claim = :claim::integer) as is_held;
+       exists (select from me,  -- `is not distinct from`: found by its key, not among all that this worker holds
+                           lateral (select due.id from due
+                                     where due.id = :run_id::uuid and due.worker_id is not distinct from me.id
+                                       and due.claim = :claim::integer) as held) as is_held;
 
 -- name: checkpoint
 -- The last statement of that transaction: that the activity has ended, what the code has asked for since, and what the activity
@@ -14,8 +17,11 @@ select exists (select from me) as is_alive,
 with me as materialized (
     select worker_id as id from fence where worker_id = :worker_id::bigint and slot = :slot::smallint for key share
 ), held as materialized (
-    select due.id, due.lost_count from me, due
-     where due.id = :run_id::uuid and due.worker_id = me.id and due.claim = :claim::integer
+    select here.id, here.lost_count
+      from me,
+           lateral (select due.id, due.lost_count from due
+                     where due.id = :run_id::uuid and due.worker_id is not distinct from me.id
+                       and due.claim = :claim::integer) as here
 ), counted as (
     update due set lost_count = 0, lost_noted = 0 from held where due.id = held.id and held.lost_count > 0
 ), appended as (

@@ -107,20 +107,26 @@ class Emitted(Tables):
             if namespace in (None, row.namespace) and (before is None or number < before)
         ][:limit]
 
-    def resend_dead_letter(self, *, letter_id: int) -> list[Row]:
-        if (row := self.dead_letter.pop(letter_id, None)) is None:
+    def resend_dead_letter(self, *, letter_id: int, namespace: str | None) -> list[Row]:
+        row = self.dead_letter.get(letter_id)
+        if row is None or namespace not in (None, row.namespace):
             return []
+        del self.dead_letter[letter_id]
         self._put(row.run_id, EmittedRow(row.namespace, row.at, row.payload))
         self._owe(row.run_id)
         return [{"run_id": row.run_id}]
 
-    def delete_dead_letter(self, *, letter_id: int) -> list[Row]:
-        return [] if self.dead_letter.pop(letter_id, None) is None else [{"id": letter_id}]
+    def delete_dead_letter(self, *, letter_id: int, namespace: str | None) -> list[Row]:
+        row = self.dead_letter.get(letter_id)
+        if row is None or namespace not in (None, row.namespace):
+            return []
+        del self.dead_letter[letter_id]
+        return [{"id": letter_id}]
 
     def purge_dead_letters(self, *, older_than_seconds: float, limit: int) -> list[Row]:
         before = self.clock.now() - timedelta(seconds=older_than_seconds)
         old = [number for number, row in sorted(self.dead_letter.items()) if row.died_at < before][:limit]
-        return [row for number in old for row in self.delete_dead_letter(letter_id=number)]
+        return [row for number in old for row in self.delete_dead_letter(letter_id=number, namespace=None)]
 
     def _put(self, run_id: UUID, row: EmittedRow) -> None:
         self.emitted_ever += 1
