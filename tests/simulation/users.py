@@ -61,7 +61,7 @@ class Users:
 
         for _ in range(random.choice((0, 0, 1, 2, 3))):
             await asyncio.sleep(random.expovariate(0.05))
-            if self._sim.db.run[run_id].phase == "Failed":
+            if (run := self._sim.db.run.get(run_id)) is not None and run.phase == "Failed":
                 await asyncio.gather(*[self.ask(f"retry {name}", retry) for _ in range(random.choice((1, 1, 2)))])
                 if self._sim.db.run[run_id].phase is None and not self._is_retried(run_id):
                     self._sim.breach(f"I4: {name} was retried, and the message is not durable")
@@ -172,6 +172,9 @@ class Users:
             await asyncio.sleep(random.expovariate(0.1))
             if path in api.objects:
                 api.change(path, suspend=False)
+        if path in api.objects:
+            run_id = UUID(api.objects[path]["metadata"]["uid"])
+            await self._retry(Random(f"retries of objects {self._sim.seed}/{number}"), f"object-{number}", run_id)
         self._sim.objects_settled += 1
 
     def _create_object(self, api: ApiServer, random: Random, collection: str, name: str) -> None:

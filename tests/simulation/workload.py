@@ -464,6 +464,7 @@ def is_suspended(db: MemoryDatabase, run_id: UUID) -> bool:
     rows = [
         InboxRow(number, MessageKind(row.kind), row.source, row.payload, row.at)
         for number, row in sorted(db.inbox.get(run_id, {}).items())
+        if not row.is_had
     ]
     delivery = Delivery(rows, delivered=frozenset(), seen=len(rows), timeout_at=None, timeout_seconds=0)
     while delivery.next(db.clock.now(), may_hold=False, is_cancelled=False) is not None:

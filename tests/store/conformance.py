@@ -21,7 +21,7 @@ from romancy.errors import (
     WorkerFencedError,
 )
 from romancy.model.event import CloudEvent
-from romancy.model.history import Kind, MessageKind
+from romancy.model.history import Kind, Message, MessageKind
 from romancy.model.outbox import OutboxKind, OutboxRow, Outgoing, told_number
 from romancy.model.run import DeletionPolicy, Form, Phase, Reason, Wishes, queue_of
 from romancy.store.interface import (
@@ -409,7 +409,8 @@ class StoreConformance:
         assert claimed.attempts == ()
         assert claimed.history == (an_entry(1), failed)
         assert [(row.number, row.kind, json.loads(row.payload)) for row in claimed.inbox] == [
-            (1, MessageKind.RETRY, {"from": 2, "to": 2, "by": "me"})
+            (1, MessageKind.RETRY, {"from": 2, "to": 2, "by": "me"}),
+            (2, MessageKind.RESUME, {}),  # what its resource wants now, whatever was told before
         ]
         [owed] = await store.take_unmirrored(hold_seconds=0, limit=9)
         assert owed.run.phase is Phase.RUNNING
@@ -435,6 +436,33 @@ class StoreConformance:
         assert run.phase is Phase.RUNNING
         assert await store.read_left(limit=9) == []
         await worker.write(again, then=Finish(Phase.SUCCEEDED, output="1"))
+
+    async def test_a_retry_overtakes_what_was_asked_for_before_it(
+        self, store: StoreWithJournal, hands: Register
+    ) -> None:
+        """Of a resource counts what it wants now, and no order of a leader that has been overtaken."""
+        worker = await hands()
+        claim = await worker.started(is_resource=True)
+        for kind, source in (
+            (MessageKind.SUSPEND, "resource:suspend:3"),
+            (MessageKind.RESUME, "resource:resume:12"),
+            (MessageKind.SUSPEND, "client:suspend:99"),
+            (MessageKind.CANCEL, "client:cancel"),
+        ):
+            await store.send([Message(claim.run_id, kind, source)])
+        await worker.write(claim, then=Finish(Phase.FAILED, "WorkflowFailed", "it broke"))
+        await store.set_wishes({claim.run_id: Wishes(suspend=True)})
+
+        await store.retry_run(claim.run_id)
+
+        assert [(row.number, row.kind, row.source) for row in await store.read_inbox(claim.run_id, 0)] == [
+            (5, MessageKind.RETRY, "retry:5"),
+            (6, MessageKind.SUSPEND, "resource:retry/5:12"),
+        ]
+        [again] = await worker.claim()
+        assert again.inbox_version == 6
+        # Whoever wants it cancelled now is heard.
+        assert await store.send([Message(claim.run_id, MessageKind.CANCEL, "client:cancel")]) == 1
 
     async def test_two_who_retry_at_once_retry_once(self, store: StoreWithJournal, hands: Register) -> None:
         worker = await hands()

@@ -123,7 +123,7 @@ async def test_a_retried_run_breaks_nothing(
 
     asked = an_entry(3, kind=Kind.RETRIED, number=0, inbox=2, at=now, payload='{"from":1,"to":2,"numbers":{}}')
     anew = (an_entry(4, kind=Kind.EVENT_RECEIVED, number=0, inbox=1, at=now), an_entry(5, number=1, at=now))
-    await worker.write(again, asked, *anew, then=Park(2, None))
+    await worker.write(again, asked, *anew, then=Park(3, None))
 
     assert await find_breaches(database) == []
 

@@ -79,8 +79,6 @@ class Delivery:
         self._ended: dict[int, Ready] = {}
         self._timer_heap: list[tuple[datetime, int]] = []
         self._ended_heap: list[Ready] = []
-        # A retry overtakes a cancel that was asked for before it.
-        self._retried = max((row.number for row in inbox if row.kind is MessageKind.RETRY), default=0)
         self._sort(inbox)
 
     @property
@@ -125,11 +123,10 @@ class Delivery:
 
     def _sort(self, rows: Sequence[InboxRow]) -> None:
         for row in rows:
+            if row.kind is MessageKind.RETRY:
+                continue  # whoever has claimed the run writes its entry before all else
             if row.kind not in _BRING:
-                if row.kind is not MessageKind.RETRY and not (
-                    row.kind is MessageKind.CANCEL and row.number < self._retried
-                ):
-                    self._orders.append(row)
+                self._orders.append(row)
             elif row.number not in self._delivered and not self._is_of_the_past(row):
                 self._brought.append(row)
 

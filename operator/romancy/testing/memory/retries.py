@@ -1,11 +1,14 @@
 """sql/retries.sql."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
 from romancy.testing.memory.tables import DueRow, InboxRow, MirrorRow, Row, RunRow, Tables
+
+_OF_RESOURCE = re.compile("resource:.*:([0-9]+)")
 
 
 class Retries(Tables):
@@ -62,7 +65,7 @@ class Retries(Tables):
             phase="Pending",
             claim=run.claim or 0,
             wake_at=now,
-            inbox_version=number,
+            inbox_version=number + 1 if run.is_resource else number,
             started_at=run.started_at,
             python=run.python,
             form=run.form,
@@ -80,6 +83,15 @@ class Retries(Tables):
         )
         self.attempt.pop(run.id, None)
         self.inbox.setdefault(run.id, {})[number] = InboxRow("Retry", now, f"retry:{number}", payload)
+        generation = 0
+        for at, row in list(self.inbox[run.id].items()):
+            if row.kind in {"Cancel", "Suspend", "Resume"}:
+                source = f"{row.source}/before-{number}" if row.kind == "Cancel" else row.source
+                self.inbox[run.id][at] = replace(row, is_had=True, source=source)
+                if row.kind != "Cancel" and (found := _OF_RESOURCE.fullmatch(row.source)):
+                    generation = max(generation, int(found[1]))
         if run.is_resource:
+            wish = "Suspend" if run.wish_suspend else "Resume"
+            self.inbox[run.id][number + 1] = InboxRow(wish, now, f"resource:retry/{number}:{generation}", "{}")
             self.mirror[run.id] = MirrorRow(number * 1_000_000 + 1, number * 1_000_000, now)
         return queue
