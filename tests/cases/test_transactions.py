@@ -346,3 +346,27 @@ async def test_misuse_is_a_typed_error(running: Running, books: Any) -> None:
         @activity(transactional=True)  # type: ignore[arg-type]
         def plain_def() -> None:
             pass
+
+
+@activity(name="tx.emits", transactional=True, retry=NO_RETRY)
+async def emits(fails: bool) -> str:
+    made = activity.transaction().emit("shop.booked", {"order": "o1"}, subject="o1")
+    if fails:
+        raise SoldOutError
+    return made.id
+
+
+@workflow
+async def tx_emits(fails: bool) -> str:
+    return await emits(fails)
+
+
+def test_15_an_event_goes_to_the_sink_with_the_commit_and_not_without(sim: Simulation) -> None:
+    with pytest.raises(SoldOutError):
+        sim.start(tx_emits.options(id="bad"), True).result()
+    run = sim.start(tx_emits.options(id="good"), False)
+
+    assert run.result() == f"{run.id}-1.0"
+    [event] = sim.emitted("shop.booked")
+    assert (event.subject, event.data, event.source) == ("o1", {"order": "o1"}, "/romancy/default/tx_emits/good")
+    assert sim.crash_everywhere(tx_emits, False) >= 4

@@ -83,4 +83,10 @@ async def api_charge(order: str) -> str:
     return await api_bank(order)
 
 
-WORKFLOWS: Final = [api_send, api_wait, api_any, api_begin, api_sleep, api_charge]
+@workflow(name="api_emit")
+async def api_emit(ctx: WorkflowContext, nth: int) -> None:
+    """Emit an event."""
+    ctx.emit("shop.emitted", {"nth": nth})
+
+
+WORKFLOWS: Final = [api_emit, api_send, api_wait, api_any, api_begin, api_sleep, api_charge]

@@ -7,14 +7,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ClientSession
 
+from romancy import App
+from romancy.base.settings import DatabaseSettings, OutboxSettings, WorkerSettings
 from romancy.client import Handle
-from romancy.gateway import watching
+from romancy.gateway import server, watching
 from romancy.model.run import Phase
 from romancy.model.shown import run_as_json
-from tests.gateway.conftest import Answer, Api, until
-from tests.gateway.flows import BANK, api_sleep, api_wait
+from tests.gateway.conftest import LOCAL, Answer, Api, until
+from tests.gateway.flows import BANK, WORKFLOWS, api_emit, api_sleep, api_wait
 
 HERE = "/api/v1/namespaces/default/runs"
 
@@ -207,6 +209,7 @@ async def test_workflows_with_their_schemas_and_workers(api: Api) -> None:
         "api_any",
         "api_begin",
         "api_charge",
+        "api_emit",
         "api_send",
         "api_sleep",
         "api_wait",
@@ -279,3 +282,33 @@ async def test_no_more_watch_than_may(api: Api, monkeypatch: pytest.MonkeyPatch)
 
     assert (refused.status, refused.body["reason"]) == (429, "TooManyRequests")
     assert refused.headers["Retry-After"] == "10"
+
+
+async def test_dead_letters_are_listed_sent_again_and_given_up(database: DatabaseSettings) -> None:
+    """Of one namespace or of all; another one's are as if they were not there."""
+    outbox = OutboxSettings(sink_url="http://127.0.0.1:9/", attempts_max=1)
+    async with (
+        App(database, WORKFLOWS, worker=WorkerSettings(name="w"), outbox=outbox) as app,
+        server.serving(app.http(is_open=True), LOCAL) as port,
+        ClientSession(f"http://127.0.0.1:{port}") as session,
+    ):
+        api = Api(app, session, port, database)
+        for nth in range(3):
+            await (await app.start(api_emit.options(id=f"e{nth}"), nth)).result(timeout=10)
+        await until(app.dead_letters, lambda found: len(found) == 3)
+
+        first = (await api.ask("GET", "/api/v1/dead-letters?limit=2")).body
+        rest = (await api.ask("GET", f"/api/v1/namespaces/default/dead-letters?page={first['next']}")).body
+        letters = first["deadLetters"] + rest["deadLetters"]
+        assert sorted(each["run"] for each in letters) == ["e0", "e1", "e2"]
+        assert {each["event"]["type"] for each in letters} == {"shop.emitted"}
+        assert rest["next"] is None
+        path = f"/api/v1/namespaces/default/dead-letters/{letters[0]['id']}"
+        elsewhere = await api.ask("DELETE", path.replace("default", "elsewhere"))
+        gone = await api.ask("DELETE", path)
+        again = await api.ask("DELETE", path)
+        sent = await api.ask("POST", f"/api/v1/dead-letters/{letters[1]['id']}/resend")
+        wrong = await api.ask("DELETE", "/api/v1/dead-letters/x")
+
+    assert [answer.status for answer in (elsewhere, gone, again, sent, wrong)] == [404, 200, 404, 202, 400]
+    assert again.body["reason"] == "DeadLetterNotFound"

@@ -24,7 +24,7 @@ from tests.store.test_plans import as_text
 ON_EVERY_POSTGRES = True
 
 OLD = Purgeable(Phase.SUCCEEDED, older_than_seconds=1800)
-PAGES_MAX = 3000  # a hundred runs, each in five tables and with its indexes
+PAGES_MAX = 4000  # a hundred runs, each looked for in ten tables and with its indexes
 KEPT = 100_000
 
 

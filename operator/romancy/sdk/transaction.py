@@ -4,14 +4,33 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
 
-from romancy.errors import ChannelInvalidError, OutsideWorkflowError
+from romancy.errors import ChannelInvalidError, EventInvalidError, OutsideWorkflowError
 from romancy.model.channel import ChannelMode
+from romancy.model.event import CloudEvent, source_of
 from romancy.model.outbox import ANNOUNCED_MAX, OutboxKind, Outgoing, announced_number
 from romancy.sdk.channel import Channel, content_of
+from romancy.sdk.event import Event, emitted
 
 FixMode = Callable[[str, ChannelMode], Awaitable[None]]
+
+
+class Attempt(Protocol):
+    """Of which activity of which run."""
+
+    @property
+    def run_id(self) -> UUID: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def run(self) -> str: ...
+    @property
+    def workflow(self) -> str: ...
+    @property
+    def number(self) -> int: ...
 
 
 class Transaction:
@@ -22,9 +41,9 @@ class Transaction:
             neither commits nor rolls back: it returns, or it raises.
     """
 
-    def __init__(self, connection: Any, fix_mode: FixMode) -> None:
-        self._connection, self._fix_mode = connection, fix_mode
-        self._published: list[str] = []
+    def __init__(self, connection: Any, fix_mode: FixMode, attempt: Attempt, now: Callable[[], datetime]) -> None:
+        self._connection, self._fix_mode, self._attempt, self._now = connection, fix_mode, attempt, now
+        self._sent: list[tuple[OutboxKind, str]] = []
         self._after: list[Callable[[], object]] = []
         self._is_over = False
 
@@ -54,11 +73,45 @@ class Transaction:
         self._check_open()
         if channel.mode is ChannelMode.DIRECT:
             raise ChannelInvalidError(f"channel {channel.name!r} is Direct", hint="Client.send_to, after the commit")
-        if len(self._published) >= ANNOUNCED_MAX:
-            raise ChannelInvalidError(f"a transaction publishes {ANNOUNCED_MAX} messages at most")
+        if len(self._sent) >= ANNOUNCED_MAX:
+            raise ChannelInvalidError(f"a transaction sends {ANNOUNCED_MAX} messages at most")
         content = content_of(channel, data, metadata)
         await self._fix_mode(channel.name, channel.mode)
-        self._published.append(json.dumps({"channel": channel.name, "mode": channel.mode, **content}))
+        text = json.dumps({"channel": channel.name, "mode": channel.mode, **content})
+        self._sent.append((OutboxKind.ANNOUNCE, text))
+
+    def emit(
+        self,
+        event: Event | str,
+        data: Any = None,
+        *,
+        id: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> CloudEvent:
+        """Emit a CloudEvent when the transaction has been committed, as `ctx.emit` does; never if it has not.
+
+        Raises:
+            DefinitionError: `event` is no event.
+            EventInvalidError: an attribute is wrong, or it is one message too many.
+            PayloadError: the data can't be stored, or are too large.
+        """
+        self._check_open()
+        if len(self._sent) >= ANNOUNCED_MAX:
+            raise EventInvalidError(f"a transaction sends {ANNOUNCED_MAX} messages at most")
+        attempt = self._attempt
+        made = emitted(
+            event,
+            data,
+            id=id if id is not None else f"{attempt.run_id}-{attempt.number}.{len(self._sent)}",
+            source=source if source is not None else source_of(attempt.namespace, attempt.workflow, attempt.run),
+            time=self._now(),
+            subject=subject,
+            extensions=extensions,
+        )
+        self._sent.append((OutboxKind.EMIT, made.as_text()))
+        return made
 
     def after_commit(self, call: Callable[[], object]) -> None:
         """Call this when the transaction has been committed, in the order given; never if it has not.
@@ -71,13 +124,11 @@ class Transaction:
         self._check_open()
         self._after.append(call)
 
-    def end(self, number: int) -> list[Outgoing]:
-        """The activity has returned; what it has published, numbered for the activity of that number."""
+    def end(self) -> list[Outgoing]:
+        """The activity has returned; what it has sent."""
         self._is_over = True
-        return [
-            Outgoing(announced_number(number, nth), OutboxKind.ANNOUNCE, text)
-            for nth, text in enumerate(self._published)
-        ]
+        number = self._attempt.number
+        return [Outgoing(announced_number(number, nth), kind, text) for nth, (kind, text) in enumerate(self._sent)]
 
     async def committed(self, failed: Callable[[Exception], object]) -> None:
         """Call what waited for the commit; `failed` is told of what that raises."""

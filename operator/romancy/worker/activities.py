@@ -88,7 +88,7 @@ class Activities:
         try:
             arguments = activity.decode_arguments(command.arguments)
             if activity.is_transactional:
-                ended = await self._in_transaction(activity, arguments, info.number, may_start, transacts)
+                ended = await self._in_transaction(activity, arguments, info, may_start, transacts)
                 outcome = "completed"
                 return ended
             if activity.is_async:
@@ -148,7 +148,7 @@ class Activities:
         self,
         activity: Activity[..., Any],
         arguments: dict[str, Any],
-        number: int,
+        info: ActivityInfo,
         may_start: Callable[[], bool],
         transacts: "Transacts",
     ) -> Ended:
@@ -157,12 +157,12 @@ class Activities:
             if not may_start():
                 raise _NotStarted
             opened = await transacts.begin()
-            mine = Transaction(opened.connection, opened.fix_mode)
+            mine = Transaction(opened.connection, opened.fix_mode, info, self._now)
             try:
                 TRANSACTION.set(mine)
                 value, at = await self._in_time(activity, arguments)
                 payload = activity.signature.result.encode(value, bytes_max=self._payload_bytes_max)
-                outbox = mine.end(number)
+                outbox = mine.end()
             except BaseException:
                 await asyncio.shield(opened.rollback())
                 raise
