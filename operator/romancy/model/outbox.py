@@ -32,8 +32,12 @@ class OutboxKind(StrEnum):
     ENDED = "Ended"  # the run is done: what it has open elsewhere is closed
 
 
-ENDED_NUMBER = 0
-"""The number of the row of a run's end; those that its code asks for are numbered from 1."""
+def ended_number(claim: int) -> int:
+    """The number of the row of a run's end; those that its code asks for are numbered from 1.
+
+    A run that is retried ends again, by another claim: who carries out the row of its former end must not delete the new one.
+    """
+    return -(2**28 + claim)
 
 
 ANNOUNCED_MAX = 64

@@ -36,7 +36,7 @@ from romancy.model.command import (
     WriteLog,
 )
 from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind, MessageKind
-from romancy.model.outbox import ENDED_NUMBER, OutboxKind, OutboxRow, Outgoing
+from romancy.model.outbox import OutboxKind, OutboxRow, Outgoing, ended_number
 from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
 from romancy.replay.matching import ACTIVITY, CHILD, TIMER
 from romancy.replay.replay import ITERATION, OUTBOX, POSITION, Replay
@@ -818,7 +818,7 @@ class Execution:
         """What a run's end sends: what it has open elsewhere is closed."""
         if not self._claimed.is_child and (self._replay is None or not self._replay.has_posted):
             return []
-        return [Outgoing(ENDED_NUMBER, OutboxKind.ENDED)]
+        return [Outgoing(ended_number(self.claim_number), OutboxKind.ENDED)]
 
     def _tell_finished(self) -> None:
         outcome = self.outcome
