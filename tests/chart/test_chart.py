@@ -175,3 +175,16 @@ def test_a_namespace_that_restricts_its_pods_takes_all_of_it(
     assert done.stdout.count("(server dry run)") == len(objects) + len(pods)
     assert "would violate" not in done.stderr
     assert pods
+
+
+def test_events_may_have_a_token_of_their_own(template: Template) -> None:
+    rendered = template(*DATABASE, "--set", "events.existingSecret=broker,events.tokenKey=bearer")
+
+    [container] = find(rendered, "Deployment", "shop-romancy")["spec"]["template"]["spec"]["containers"]
+    [token] = [each for each in container["env"] if each["name"] == "ROMANCY_GATEWAY__EVENTS_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "broker", "key": "bearer"}
+    role = find(rendered, "ClusterRole", "here-shop-romancy-events")
+    assert rights(role["rules"]) == rights(
+        [{"apiGroups": ["romancy.dev"], "resources": ["workflowengines/events"], "verbs": ["create"]}]
+    )
+    assert not role["metadata"]["labels"].keys() & {"rbac.authorization.k8s.io/aggregate-to-edit"}
