@@ -47,9 +47,12 @@ def options(part: str) -> Schema:
     return record(
         **{
             name: {
-                key: " ".join(value.split()) if key == "description" else value
-                for key, value in each.items()
-                if key in kept
+                **({"type": "object"} if "$ref" in each else {}),
+                **{
+                    key: " ".join(value.split()) if key == "description" else value
+                    for key, value in each.items()
+                    if key in kept
+                },
             }
             for name, each in found.items()
             if name not in NOT_IN_VALUES

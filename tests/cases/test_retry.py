@@ -5,10 +5,12 @@ from datetime import timedelta
 from itertools import pairwise
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from romancy import RetryPolicy, TerminalError, WorkflowContext, activity, workflow
+from romancy import App, RetryPolicy, TerminalError, WorkflowContext, activity, workflow
+from romancy.base.settings import DatabaseSettings, WorkerSettings
 from romancy.errors import WorkerLostError
 from romancy.model import failure
 from romancy.model.history import Kind
@@ -342,8 +344,23 @@ async def policies() -> None:
             continue
 
 
+async def test_13_the_policy_of_an_activity_beats_that_of_its_process(database: DatabaseSettings) -> None:
+    """And that beats the default, which is five attempts."""
+    worker = WorkerSettings(name="w", retry=QUICK)
+    async with App(database, [policies], worker=worker) as app:
+        handle = await app.start(policies)
+        await handle.result(timeout=20)
+        notes = {
+            entry.name: failure.decode(entry.payload).__notes__[-1]
+            for entry in await app.store.read_history(handle.id or UUID(int=0))
+        }
+
+    assert "in attempt 3" in notes["retry.by_default"]
+    assert "in attempt 2" in notes["retry.by_its_own"]
+
+
 def test_13_the_policy_of_an_activity_beats_the_default(sim: Simulation) -> None:
-    """Given an activity with a policy and one without, then each has its own; there is no policy of an app in between."""
+    """Given an activity with a policy and one without, then each has its own."""
     sim.run(policies)
 
     assert [len(sim.calls(by_default)), len(sim.calls(by_its_own))] == [RetryPolicy().max_attempts, 2] == [5, 2]

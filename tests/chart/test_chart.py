@@ -76,11 +76,20 @@ def test_every_option_of_a_process_can_be_given(template: Template) -> None:
     parts = schema["properties"]["settings"]["properties"]
     names = {f"ROMANCY_{part.upper()}__{name.upper()}" for part, each in parts.items() for name in each["properties"]}
 
-    rendered = template(*DATABASE, "--set", "settings.worker.slots=100", "--set", "settings.log.level=DEBUG")
+    rendered = template(
+        *DATABASE,
+        "--set",
+        "settings.worker.slots=100",
+        "--set",
+        "settings.log.level=DEBUG",
+        "--set",
+        "settings.worker.retry.max_attempts=3",
+    )
 
     [container] = find(rendered, "Deployment", "shop-romancy")["spec"]["template"]["spec"]["containers"]
     given = {each["name"]: each.get("value") for each in container["env"]}
     assert (given["ROMANCY_WORKER__SLOTS"], given["ROMANCY_LOG__LEVEL"]) == ("100", "DEBUG")
+    assert given["ROMANCY_WORKER__RETRY"] == '{"max_attempts":3}'
     known = set(settings.variables())
     assert names <= known
     assert set(given) <= known

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from romancy.errors import HistoryConflictError, RomancyError, StoreUnavailableError
 from romancy.model.history import Attempt, Entry, InboxRow, MessageKind
 from romancy.model.outbox import OutboxRow
+from romancy.model.retry import RetryPolicy
 from romancy.model.run import NewRun, Phase
 from romancy.sdk.workflow import Workflow
 from romancy.store.flush import Answered
@@ -118,6 +119,7 @@ class Engine:
         self.history_entries_max = 50_000
         self.step_seconds_max = 10.0
         self.is_draining = False
+        self.retry = RetryPolicy()
         self.is_out_of_time = False
         self.is_certain = True
         self.inbox_failures = 0

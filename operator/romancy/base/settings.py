@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from romancy.errors import SettingsError
+from romancy.model.retry import RetryPolicy
 from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN
 
 
@@ -61,6 +62,8 @@ class WorkerSettings(_Part):
     """Names this build of the workflows; empty: a digest of their source files."""
     slots: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Runs in memory at once."""
+    retry: RetryPolicy = RetryPolicy()
+    """How activities are tried again that do not say it themselves, as JSON: {"max_attempts": 3, "initial_interval": 0.5}."""
     activities_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Asynchronous activities at once."""
     threads_max: Annotated[int, Field(ge=1, le=1000)] = 16

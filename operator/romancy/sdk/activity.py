@@ -56,7 +56,7 @@ class Activity[**P, R]:
     Attributes:
         fn: the plain function.
         name: in history, logs and metrics.
-        retry: when a failed attempt is tried again.
+        retry: when a failed attempt is tried again; None: as the worker is told for all that do not say it.
         timeout_seconds: of one attempt; None for no limit.
         is_transactional: what it writes and that it has ended are committed together.
         compensation: what takes back a result, or None.
@@ -67,7 +67,7 @@ class Activity[**P, R]:
         fn: Callable[P, Awaitable[R]] | Callable[P, R],
         *,
         name: str | None,
-        retry: RetryPolicy,
+        retry: RetryPolicy | None,
         timeout: float | timedelta | None,
         transactional: bool = False,
     ) -> None:
@@ -113,7 +113,7 @@ class Activity[**P, R]:
         /,
         *,
         name: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
     ) -> "_Compensates[R]": ...
     def compensate(
@@ -122,7 +122,7 @@ class Activity[**P, R]:
         /,
         *,
         name: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
     ) -> Any:
         """Decorate what takes back a result of this activity: it is called with that result.
@@ -243,7 +243,7 @@ class ActivityDecorator:
         /,
         *,
         name: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
     ) -> _Decorates: ...
     @overload
@@ -254,7 +254,7 @@ class ActivityDecorator:
         *,
         transactional: bool,
         name: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
     ) -> _DecoratesAsync: ...
     def __call__(
@@ -263,7 +263,7 @@ class ActivityDecorator:
         /,
         *,
         name: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
         transactional: bool = False,
     ) -> Any:
@@ -271,7 +271,8 @@ class ActivityDecorator:
 
         Args:
             name: in history; changing it is changing the code. Default: the function's name.
-            retry: when a failed attempt is tried again.
+            retry: when a failed attempt is tried again. By default as the process says for all activities
+                (`WorkerSettings.retry`, ROMANCY_WORKER__RETRY), and that is `RetryPolicy()`.
             timeout: of one attempt, in seconds. A plain function goes on in its thread after it, and its result is lost.
             transactional: what it writes by `activity.transaction()`, and that it has ended, are committed together: exactly
                 once. A connection is held from its begin to its end: nothing in it should wait for others.

@@ -31,6 +31,7 @@ from romancy.model.command import RunActivity
 from romancy.model.event import CloudEvent, read
 from romancy.model.history import Entry, Kind
 from romancy.model.outbox import EVENT_KINDS
+from romancy.model.retry import RetryPolicy
 from romancy.model.run import Run
 from romancy.sdk.activity import Activity, ActivityInfo
 from romancy.sdk.event import Event, codec_of, type_of
@@ -391,7 +392,7 @@ class Simulation:
         return any(
             entry.kind is Kind.ACTIVITY_FAILED
             and _LOST in failure.describe(entry.payload).type
-            and definitions[entry.name].retry.max_attempts == 1
+            and (definitions[entry.name].retry or RetryPolicy()).max_attempts == 1
             for entries in self._database.history.values()
             for entry in entries.values()
             if entry.name in definitions

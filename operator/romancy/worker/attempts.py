@@ -17,6 +17,7 @@ from romancy.model import failure
 from romancy.model.command import CancelActivity, RunActivity
 from romancy.model.history import Attempt, Entry, Kind
 from romancy.model.outbox import Outgoing
+from romancy.model.retry import RetryPolicy
 from romancy.sdk.activity import Activity, ActivityInfo
 from romancy.store.interface import ActivityTransaction, ClaimedRun
 from romancy.worker.activities import Activities, Ended, is_retryable
@@ -32,6 +33,7 @@ class Host(Protocol):
 
     activities: Activities
     random: Random
+    retry: RetryPolicy  # of activities that have none of their own
     is_draining: bool
 
     def now(self) -> datetime:
@@ -186,7 +188,7 @@ class Attempts:
             for _ in range(losses):
                 each.failed += 1
                 self._note(Attempt(each.command.number, each.failed, text, now, now))
-            delay = each.definition.retry.delay_seconds(each.failed, self._host.random.random)
+            delay = self._policy(each).delay_seconds(each.failed, self._host.random.random)
             if delay is None and not each.command.is_shielded:
                 self._end(each, Kind.ACTIVITY_FAILED, failure.encode(WorkerLostError(), note=_used_up(each)))
 
@@ -297,9 +299,12 @@ class Attempts:
         self._waiting[each.command.number] = each
         self._changed()
 
+    def _policy(self, each: Open) -> RetryPolicy:
+        return each.definition.retry or self._host.retry
+
     def _failed(self, each: Open, error: Exception, at: datetime | None) -> None:
         each.failed += 1
-        policy = each.definition.retry
+        policy = self._policy(each)
         delay = policy.delay_seconds(each.failed, self._host.random.random)
         if each.is_cancel_asked or delay is None or not is_retryable(error, policy):
             self._end(each, Kind.ACTIVITY_FAILED, failure.encode(error, note=_used_up(each)), at)

@@ -97,6 +97,7 @@ class Worker:
         self.history_entries_max = settings.history_entries_max
         self.step_seconds_max = settings.step_seconds_max
         self.random = Random()
+        self.retry = settings.retry
         self.is_draining = False
         self.is_out_of_time = False
         self.journal: Journal
