@@ -73,6 +73,7 @@ def values_schema() -> Schema:
         ),
         replicaCount=integer(),
         workflows=TEXTS,
+        middleware=TEXTS,
         database=record(existingSecret=TEXT, urlKey=TEXT, url=TEXT, tls=record(existingSecret=TEXT)),
         demo=record(enabled=YES_OR_NO, image=TEXT, storage=TEXT, password={"type": "string", "minLength": 1}),
         scope=record(clusterWide=YES_OR_NO, namespaces=TEXTS),

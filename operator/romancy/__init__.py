@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from romancy.sdk.child import ChildHandle
     from romancy.sdk.context import RunInfo, WorkflowContext
     from romancy.sdk.event import Event, Subscription
+    from romancy.sdk.middleware import Leg, Middleware
     from romancy.sdk.workflow import Workflow, workflow
 else:
     # Each is imported when it is asked for: `romancy --help` would else take the half second that the engine takes.
@@ -32,6 +33,7 @@ else:
         "romancy.sdk.child": ("ChildHandle",),
         "romancy.sdk.context": ("RunInfo", "WorkflowContext"),
         "romancy.sdk.event": ("Event", "Subscription"),
+        "romancy.sdk.middleware": ("Leg", "Middleware"),
         "romancy.sdk.workflow": ("Workflow", "workflow"),
     }
 
@@ -57,7 +59,9 @@ __all__ = [
     "CloudEvent",
     "Event",
     "Handle",
+    "Leg",
     "Message",
+    "Middleware",
     "ParentClose",
     "RetryPolicy",
     "RomancyError",

@@ -22,8 +22,10 @@ from romancy.model import failure
 from romancy.model.command import Outcome
 from romancy.model.run import NewRun
 from romancy.outbox.relay import relaying
+from romancy.sdk.middleware import Middleware
 from romancy.sdk.workflow import Workflow
 from romancy.store.postgres import PostgresStore
+from romancy.worker.around import labels_of_start
 from romancy.worker.worker import Worker
 
 LOG = log.get(__name__)
@@ -41,6 +43,7 @@ class App(Client):
         worker: all other options.
         retention: how long ended runs are kept; for ever if it is not given.
         outbox: where events go that runs emit; by default to $K_SINK, if that is given.
+        middleware: stands around runs and activities, the first of them outermost.
 
     Raises:
         DefinitionError: two workflows have one name.
@@ -56,6 +59,7 @@ class App(Client):
         worker: WorkerSettings | None = None,
         retention: RetentionSettings | None = None,
         outbox: OutboxSettings | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         settings = worker or WorkerSettings()
         if worker_name:
@@ -74,6 +78,7 @@ class App(Client):
             retention=retention,
             make_relay=relaying(sink, clock),
             tells_lifecycle=sink.lifecycle,
+            middleware=middleware,
         )
 
     async def __aenter__(self) -> Self:
@@ -134,6 +139,9 @@ class App(Client):
 
     def executes(self, run_id: UUID) -> bool:
         return self.worker.holds(run_id)
+
+    def _labels_of_start(self) -> Mapping[str, str]:
+        return labels_of_start(self.worker.middleware)
 
     async def _start(self, workflow: Workflow[..., Any], new: NewRun) -> None:
         mine = self.worker.workflows.get(workflow.name)

@@ -24,7 +24,7 @@ from romancy.errors import (
     RunNotFoundError,
     SettingsError,
 )
-from romancy.model import search
+from romancy.model import search, trace
 from romancy.model.channel import ChannelMode, checked_metadata, message_of
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
@@ -351,7 +351,7 @@ class Client:
             time=time or self.clock.now(),
             subject=subject,
             datacontenttype="application/json",
-            extensions=dict(extensions or {}),
+            extensions={**self._trace_of_start(), **(extensions or {})},
         )
         return await self.store.send_event(cloudevent, to=to)
 
@@ -604,8 +604,17 @@ class Client:
             form=form,
             priority=options.priority,
             timeout_seconds=options.timeout.total_seconds() if options.timeout else None,
-            labels=dict(options.labels),
+            labels={**self._labels_of_start(), **options.labels},
         )
+
+    def _trace_of_start(self) -> dict[str, str]:
+        """The context of a trace, where there is one: what an event carries, and the runs that it starts."""
+        text = self._labels_of_start().get(trace.LABEL)
+        return {} if text is None else {trace.LABEL: text}
+
+    def _labels_of_start(self) -> Mapping[str, str]:
+        """Labels that a run has which is started here, unless others are given."""
+        return {}
 
 
 def _text_of(where: RunFilter) -> str:

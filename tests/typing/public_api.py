@@ -189,6 +189,10 @@ async def talks(ctx: WorkflowContext, order: Order) -> str:
     assert_type(ctx.patched("gate"), bool)
     ctx.set_value("progress", {"done": 1})
     await ctx.wait_event(int)  # type: ignore[type-var]
+    assert_type(ctx.emit(Paid(order="o1"), subject="o1"), CloudEvent)
+    assert_type(ctx.emit("com.shop.paid", {"order": "o1"}, extensions={"team": "a"}), CloudEvent)
+    ctx.emit(7)  # type: ignore[call-overload]
+    ctx.emit(Paid(order="o1"), {"order": "o1"})  # type: ignore[call-overload]
     ctx.recur(order)
 
 

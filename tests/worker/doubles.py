@@ -118,6 +118,8 @@ class Engine:
         self.park_after_seconds = 1.0
         self.history_entries_max = 50_000
         self.step_seconds_max = 10.0
+        self.tells_lifecycle = False
+        self.middleware = ()
         self.is_draining = False
         self.retry = RetryPolicy()
         self.is_out_of_time = False

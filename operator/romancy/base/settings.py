@@ -288,6 +288,8 @@ class Settings(BaseSettings):
 
     workflows: Annotated[tuple[str, ...], NoDecode] = ()
     """Modules with workflows, separated by commas: `my.module,other.module`."""
+    middleware: Annotated[tuple[str, ...], NoDecode] = ()
+    """What stands around runs and activities, separated by commas: `my.module:Name,romancy.otel:Tracing`, the first outermost."""
     database: DatabaseSettings = DatabaseSettings()
     worker: WorkerSettings = WorkerSettings()
     control: ControlSettings = ControlSettings()
@@ -296,7 +298,7 @@ class Settings(BaseSettings):
     outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
 
-    @field_validator("workflows", mode="before")
+    @field_validator("workflows", "middleware", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -334,7 +336,9 @@ def python_minor() -> str:
 
 def variables() -> dict[str, str]:
     """Every environment variable with the text that explains it."""
-    found = {"ROMANCY_WORKFLOWS": Settings.model_fields["workflows"].description or ""}
+    found = {
+        f"ROMANCY_{name.upper()}": Settings.model_fields[name].description or "" for name in ("workflows", "middleware")
+    }
     for part, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, _Part):
             for name, option in field.annotation.model_fields.items():

@@ -33,6 +33,7 @@ from romancy.outbox.relay import relaying
 from romancy.sdk.workflow import WORKFLOWS
 from romancy.store.postgres import PostgresStore
 from romancy.store.resources import stranded_message
+from romancy.worker import loader
 from romancy.worker.worker import Worker
 
 FOLDER: Final = Path(".romancy")
@@ -74,6 +75,7 @@ async def work(file: Path, database_url: str, port: int) -> int:
         clock=SystemClock(),
         make_relay=relaying(given.outbox, SystemClock()),
         tells_lifecycle=given.outbox.lifecycle,
+        middleware=loader.load_middleware(given.middleware),
     )
     client = Client(database)
     services = services_of(

@@ -46,6 +46,7 @@ async def run() -> int:
         retention=options.retention,
         make_relay=relaying(options.outbox, SystemClock()),
         tells_lifecycle=options.outbox.lifecycle,
+        middleware=loader.load_middleware(options.middleware),
     )
     client = Client(options.database, namespace=options.worker.namespace)
     store = client.store

@@ -7,7 +7,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from romancy.errors import RunCancelledError, RunFailedError, RunTimedOutError
-from romancy.model import failure
+from romancy.model import failure, trace
 from romancy.model.codec import digest
 from romancy.model.command import StartChild
 from romancy.model.history import Entry, Kind
@@ -88,7 +88,7 @@ def start[R](
         "form": workflow.signature.form,
         "priority": options.priority,
         "timeout_seconds": options.timeout.total_seconds() if options.timeout else None,
-        "labels": dict(options.labels),
+        "labels": {**trace.handed_on(parent.id, parent.labels), **options.labels},
         "start_at": (replay.now + options.delay).isoformat() if options.delay else None,
         "number": number,
         "close": options.parent_close,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 from uuid import UUID
 
 from romancy.errors import DefinitionError, RecurInvalidError
+from romancy.model import trace
 from romancy.model.event import CloudEvent, source_of
 from romancy.model.outbox import OutboxKind
 from romancy.replay.replay import ITERATION, Replay
@@ -267,7 +268,7 @@ class WorkflowContext:
             else source_of(self._info.namespace, self._info.workflow, self._info.name),
             time=self._replay.now,
             subject=subject,
-            extensions=extensions,
+            extensions={**trace.handed_on(self._info.id, self._info.labels), **(extensions or {})},
         )
         self._replay.post(OutboxKind.EMIT, made.as_text())
         return made

@@ -154,4 +154,5 @@ def _claim_of(row: Any) -> Claim:
         phase=Phase(row["phase"]),
         lost_count=row["lost_count"],
         lost_noted=row["lost_noted"],
+        was_suspended=bool(row.get("was_suspended")),  # only `claim_runs` can know
     )

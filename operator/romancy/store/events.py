@@ -9,6 +9,7 @@ from uuid import UUID
 
 from romancy.errors import PayloadTooLargeError, StoreUnavailableError
 from romancy.model import event as events
+from romancy.model import trace
 from romancy.model.codec import PAYLOAD_BYTES_MAX
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
@@ -226,8 +227,14 @@ def _started_by(event: CloudEvent, namespace: str, starter: Starter) -> NewRun:
         workflow=starter.workflow,
         input=json.dumps(event.data if isinstance(event.data, dict) else {"data": event.data}, separators=(",", ":")),
         form=starter.form,
-        labels={"event-id": event.id, "event-source": event.source},
+        labels={"event-id": event.id, "event-source": event.source, **_trace_of(event)},
     )
+
+
+def _trace_of(event: CloudEvent) -> dict[str, str]:
+    """The run is of the event's trace (CloudEvents' extension for distributed tracing)."""
+    parent = trace.read(event.extensions.get(trace.LABEL))
+    return {} if parent is None else {trace.LABEL: str(parent)}
 
 
 def _brings(run_id: UUID, number: int) -> Message:

@@ -46,6 +46,7 @@ class Claim:
     phase: Phase  # Running, or Compensating if it was
     lost_count: int  # workers lost in a row without an entry since
     lost_noted: int  # of these, how many have been counted as attempts already
+    was_suspended: bool = False
 
 
 @record

@@ -141,9 +141,15 @@ class SimulatedRun[R]:
 
 
 class Simulation:
-    """Runs of workflows in a test; the pytest fixture `sim` is one. `close` it, or use it in a `with`."""
+    """Runs of workflows in a test; the pytest fixture `sim` is one. `close` it, or use it in a `with`.
 
-    def __init__(self, *, crash: Crash | None = None) -> None:
+    Args:
+        crash: where its process dies.
+        tells_lifecycle: runs emit events about themselves, too.
+    """
+
+    def __init__(self, *, crash: Crash | None = None, tells_lifecycle: bool = False) -> None:
+        self.tells_lifecycle = tells_lifecycle
         self.deaths = self.saves = 0
         self._crash = crash
         self._loop = VirtualLoop(Random(0))
@@ -400,7 +406,7 @@ class Simulation:
 
     def _anew(self, crash: Crash | None) -> "Simulation":
         """Another one with the same fakes and failures."""
-        made = Simulation(crash=crash)
+        made = Simulation(crash=crash, tells_lifecycle=self.tells_lifecycle)
         made._workflows = dict(self._workflows)
         made._fakes = dict(self._fakes)
         made._plays = list(self._plays)
@@ -501,6 +507,7 @@ class _Process:
             clock=clock,
             keep_lease=KeptByTask,
             make_relay=_Kept,
+            tells_lifecycle=simulation.tells_lifecycle,
             is_leader_expected=True,  # nothing is purged: time would go from one look to the next
         )
         self.worker.random = Random(0)

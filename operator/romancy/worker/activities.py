@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -14,8 +14,10 @@ from romancy.model.outbox import Outgoing
 from romancy.model.record import record
 from romancy.model.retry import RetryPolicy
 from romancy.sdk.activity import INFO, Activity, ActivityInfo
+from romancy.sdk.middleware import Middleware
 from romancy.sdk.transaction import TRANSACTION, Transaction
 from romancy.store.interface import ActivityTransaction
+from romancy.worker import around
 from romancy.worker.threads import Threads
 
 LOG = log.get(__name__)
@@ -54,11 +56,19 @@ class Activities:
         threads_max: attempts in threads at once.
         payload_bytes_max: of a result.
         now: the database's clock; called from threads as well.
+        middleware: stands around each attempt.
     """
 
     def __init__(
-        self, *, async_max: int, threads_max: int, payload_bytes_max: int, now: Callable[[], datetime]
+        self,
+        *,
+        async_max: int,
+        threads_max: int,
+        payload_bytes_max: int,
+        now: Callable[[], datetime],
+        middleware: Sequence[Middleware] = (),
     ) -> None:
+        self.middleware = middleware
         self._async_slots = asyncio.Semaphore(async_max)
         self._thread_slots = asyncio.Semaphore(threads_max)
         self.threads = Threads("activity")
@@ -117,6 +127,19 @@ class Activities:
         """Its result, or an awaitable of it. Tests call something else."""
         return activity.call(arguments)
 
+    def _called(self, activity: Activity[..., Any], arguments: dict[str, Any]) -> Any:
+        if not self.middleware:
+            return self.call(activity, arguments)
+        if activity.is_async:
+            return self._awaited(activity, arguments)
+        with around.activity(self.middleware, INFO.get()):
+            return self.call(activity, arguments)
+
+    async def _awaited(self, activity: Activity[..., Any], arguments: dict[str, Any]) -> Any:
+        with around.activity(self.middleware, INFO.get()):
+            called: Awaitable[Any] = self.call(activity, arguments)
+            return await called
+
     def close(self) -> None:
         """Take no more; threads that run are left to end by themselves."""
         self.threads.close()
@@ -134,11 +157,11 @@ class Activities:
 
     async def _in_time(self, activity: Activity[..., Any], arguments: dict[str, Any]) -> tuple[Any, datetime]:
         if activity.timeout_seconds is None:
-            return await self.call(activity, arguments), self._now()
+            return await self._called(activity, arguments), self._now()
         timeout = asyncio.timeout(activity.timeout_seconds)
         try:
             async with timeout:
-                return await self.call(activity, arguments), self._now()
+                return await self._called(activity, arguments), self._now()
         except TimeoutError:
             if not timeout.expired():
                 raise  # the activity's own
@@ -185,7 +208,7 @@ class Activities:
 
         def call() -> tuple[Any, datetime, BaseException | None]:
             try:
-                return context.run(self.call, activity, arguments), self._now(), None
+                return context.run(self._called, activity, arguments), self._now(), None
             except BaseException as error:  # a future can't hold every exception: StopIteration is one
                 return None, self._now(), error
 

@@ -128,11 +128,12 @@ class Attempts:
         self._running: dict[int, Open] = {}
         self._compensations: set[int] = set()
         self.failed: list[Attempt] = []  # to be written
-        # Each attempt has a copy of this: what it logs says of which run it is.
-        self._context = contextvars.copy_context()
-        self._context.run(
-            structlog.contextvars.bind_contextvars, run_id=str(run.run_id), run=run.name, workflow=run.workflow
-        )
+        self.begin_in(contextvars.copy_context())
+
+    def begin_in(self, context: contextvars.Context) -> None:
+        """From now on each attempt has a copy of this context: what it logs says of which run it is."""
+        self._context, run = context, self._run
+        context.run(structlog.contextvars.bind_contextvars, run_id=str(run.run_id), run=run.name, workflow=run.workflow)
 
     # --- what the code asks for --------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from romancy.errors import (
     RomancyError,
     StoreUnavailableError,
 )
-from romancy.model import failure, retried
+from romancy.model import failure, lifecycle, retried
 from romancy.model.command import (
     Ask,
     CancelActivity,
@@ -36,11 +36,13 @@ from romancy.model.command import (
     WriteLog,
 )
 from romancy.model.history import CHILD_ENDS, Entry, InboxRow, Kind, MessageKind
+from romancy.model.lifecycle import OF_END, Change
 from romancy.model.outbox import OutboxKind, OutboxRow, Outgoing, ended_number
 from romancy.model.run import Phase, Reason, iteration_id_of, timeout_at
 from romancy.replay.matching import ACTIVITY, CHILD, TIMER
 from romancy.replay.replay import ITERATION, OUTBOX, POSITION, Replay
 from romancy.sdk.context import RunInfo
+from romancy.sdk.middleware import Leg, Middleware
 from romancy.sdk.workflow import Workflow
 from romancy.store.interface import (
     ActivityTransaction,
@@ -57,6 +59,7 @@ from romancy.store.interface import (
     Release,
 )
 from romancy.worker import attempts, waiting
+from romancy.worker.around import OpenLeg
 from romancy.worker.attempts import Attempts
 from romancy.worker.delivery import Delivery, Ready
 from romancy.worker.writing import Sent, Writing, has_cancels
@@ -74,6 +77,8 @@ class Engine(attempts.Host, Protocol):
     park_after_seconds: float
     history_entries_max: int
     step_seconds_max: float
+    tells_lifecycle: bool  # runs emit events about themselves
+    middleware: Sequence[Middleware]
     is_out_of_time: bool  # the drain's grace is over: what runs is left
 
     async def read_inbox(self, run_id: UUID, after: int) -> list[InboxRow]: ...
@@ -127,6 +132,9 @@ class Execution:
         self._is_there = begin is None  # it is a row: what comes for its id before that is another run's
         self._losses = claim.lost_count - claim.lost_noted if claim else 0
         self._phase = claim.phase if claim else Phase.RUNNING
+        self._was_suspended = (
+            claim is not None and claim.was_suspended
+        )  # and nobody has been told that it is not any more
         self._replay: Replay | None = None
         self._has_news = False  # in its inbox
         self._mail_again: asyncio.TimerHandle | None = None  # it could not be read
@@ -139,6 +147,7 @@ class Execution:
         self._alarm: asyncio.TimerHandle | None = None  # a turn at the moment at which time itself brings something
         self._work: asyncio.Task[None] | None = None  # what has to be awaited before the next turn
         self._gone: list[asyncio.Future[None]] = []
+        self._leg: OpenLeg | None = None  # what stands around the run while it is in hand
         self._alone: Sent | None = None  # the only write that counts any more: what was to be stored is refused
         self._log = LOG.bind(run_id=str(self.run_id), run=claimed.name, workflow=claimed.workflow)
         self._writing = Writing(self.run_id, claim.number if claim else 1, begin)
@@ -170,6 +179,10 @@ class Execution:
         """
         assert self._is_out
         self._on_left, self._is_out, self._is_leaving = on_left, False, False
+        if self._engine.middleware:
+            replayed = len(self._claimed.history) if self._replay is None else 0
+            self._leg = OpenLeg(self._engine.middleware, Leg(self._info(), self.claim_number, replayed))
+            self._attempts.begin_in(self._leg.context)
         if self._replay is not None:
             self._turn()
             return
@@ -183,6 +196,7 @@ class Execution:
         assert claim.number == self.claim_number + 1
         self._writing.claim = claim.number
         self._phase = claim.phase
+        self._was_suspended = claim.was_suspended
         if claim.inbox_version > self._delivery.seen:
             self._has_news = True
 
@@ -210,6 +224,7 @@ class Execution:
     def drop(self) -> None:
         """Put the run out of memory: its code is closed, its activities are cancelled, and nobody sees their results."""
         self._is_out = True
+        self._end_leg(None)
         self._attempts.drop()
         for waiting_for in (self._mail_again, self._alarm, self._next_turn, self._work):
             if waiting_for is not None:
@@ -223,12 +238,25 @@ class Execution:
         if self._is_out:
             return
         self._is_out = True
+        self._end_leg(how)
         if how is Left.PARKED:
             self._tell_gone()
         else:
             self.drop()
         assert self._on_left is not None
         self._on_left(how)
+
+    def _end_leg(self, how: Left | BaseException | None) -> None:
+        """Tell the middleware once how the run left; None: it was dropped."""
+        if self._leg is None:
+            return
+        leg, self._leg = self._leg, None
+        if how is Left.FINISHED and self.outcome is not None:
+            leg.end(self.outcome.end, self.outcome.message if self.outcome.end is End.FAILED else "")
+        elif isinstance(how, Left) and how is not Left.EXISTS:
+            leg.end(how.value.capitalize())
+        else:
+            leg.end("Dropped", repr(how) if isinstance(how, BaseException) else "")
 
     def _tell_gone(self) -> None:
         self._tell_begun(False)
@@ -239,15 +267,7 @@ class Execution:
 
     def _begin(self) -> None:
         """Decode the input and replay the history: in slices, since a long one must not keep other runs waiting."""
-        claimed = self._claimed
-        info = RunInfo(
-            id=claimed.run_id,
-            namespace=claimed.namespace,
-            name=claimed.name,
-            workflow=claimed.workflow,
-            labels=claimed.labels,
-            started_at=claimed.started_at,
-        )
+        claimed, info = self._claimed, self._info()
         try:
             arguments = self._workflow.decode_input(claimed.input, claimed.form)
         except InputInvalidError as error:
@@ -278,6 +298,17 @@ class Execution:
         self._replayed(issued)
         self._turn()
 
+    def _info(self) -> RunInfo:
+        claimed = self._claimed
+        return RunInfo(
+            id=claimed.run_id,
+            namespace=claimed.namespace,
+            name=claimed.name,
+            workflow=claimed.workflow,
+            labels=claimed.labels,
+            started_at=claimed.started_at,
+        )
+
     async def _replay_slices(self, replay: Replay) -> None:
         history, issued = self._history, list[Command]()
         try:
@@ -295,6 +326,8 @@ class Execution:
             assert self._replay is not None
             self._replay.skip(self._claimed.history[-1].position)
         # What was sent first is told first: an entry of a gate alone would not say that something was sent before.
+        if not self._claimed.history and not self._claimed.numbers:
+            self._tell_change(Change.STARTED)
         is_first = not self._history and any(isinstance(command, Post) for command in issued)
         if is_first:
             self._note(Kind.STARTED)
@@ -390,6 +423,10 @@ class Execution:
         except BlockingError as error:
             self._block(error)
             return
+        if self._was_suspended and not self._delivery.is_suspended:
+            self._was_suspended = False
+            if replay.cancel_reason is None:  # nobody has resumed what is cancelled
+                self._tell_change(Change.RESUMED)
         if (outcome := replay.outcome) is not None:
             if outcome.end is End.RECURRED:
                 self._recur(replay, outcome)
@@ -755,7 +792,9 @@ class Execution:
         self._attempts.drop()  # what led to them is not there
         text = failure.encode(error)
         self.outcome = Outcome(End.FAILED, failure=text, reason=Reason.PAYLOAD_REFUSED, message=error.message)
-        self._alone = Sent(self._writing.alone(_finish(self.outcome), self._closing()), [], [], has_cancels=False)
+        self._alone = Sent(
+            self._writing.alone(_finish(self.outcome), self._closing(self.outcome)), [], [], has_cancels=False
+        )
         self._is_leaving = True
         self._send(self._alone)
 
@@ -788,11 +827,13 @@ class Execution:
         waits_as = Phase.COMPENSATING if self._attempts.is_compensating else Phase.WAITING
         phase = Phase.SUSPENDED if self._is_held() else waits_as
         message = waiting.storable(wait.message)
+        if phase is Phase.SUSPENDED and not self._was_suspended:
+            self._tell_change(Change.SUSPENDED)
         self._let_go(Park(self._delivery.seen, wait.wake_at, phase=phase, reason=wait.reason, message=message))
 
     def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
-        for outgoing in self._closing():
+        for outgoing in self._closing(outcome):
             self._writing.post(outgoing)
         self._let_go(_finish(outcome))
 
@@ -814,11 +855,30 @@ class Execution:
         message = f"iteration {replay.numbers[ITERATION]} begins"
         self._let_go(Park(self._delivery.seen, None, reason=Reason.RECURRED, message=message))
 
-    def _closing(self) -> list[Outgoing]:
-        """What a run's end sends: what it has open elsewhere is closed."""
+    def _closing(self, outcome: Outcome) -> list[Outgoing]:
+        """What a run's end sends: it is told of, and what it has open elsewhere is closed."""
+        told = [self._told(OF_END[outcome.end], outcome)] if self._engine.tells_lifecycle else []
         if not self._claimed.is_child and (self._replay is None or not self._replay.has_posted):
-            return []
-        return [Outgoing(ended_number(self.claim_number), OutboxKind.ENDED)]
+            return told
+        return [*told, Outgoing(ended_number(self.claim_number), OutboxKind.ENDED)]
+
+    def _tell_change(self, change: Change) -> None:
+        """Emit an event about the run itself, if that is wanted, in the write of the change."""
+        if self._engine.tells_lifecycle:
+            self._writing.post(self._told(change))
+
+    def _told(self, change: Change, outcome: Outcome | None = None) -> Outgoing:
+        claimed = self._claimed
+        return lifecycle.told(
+            change,
+            run_id=self.run_id,
+            namespace=claimed.namespace,
+            name=claimed.name,
+            workflow=claimed.workflow,
+            claim=self.claim_number,
+            at=claimed.started_at if change is Change.STARTED else self._engine.now(),
+            outcome=outcome,
+        )
 
     def _tell_finished(self) -> None:
         outcome = self.outcome

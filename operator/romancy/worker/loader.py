@@ -10,6 +10,7 @@ from typing import Any
 
 from romancy.errors import DefinitionError, RomancyError
 from romancy.model import failure
+from romancy.sdk.middleware import Middleware
 from romancy.sdk.workflow import WORKFLOWS, Workflow
 
 
@@ -40,6 +41,29 @@ def load(modules: Sequence[str]) -> list[Workflow[..., Any]]:
             hint="set ROMANCY_WORKFLOWS to modules with functions under @workflow",
         )
     failure.freeze_modules()
+    return found
+
+
+def load_middleware(names: Sequence[str]) -> list[Middleware]:
+    """What these names mean: objects, or classes that are made without arguments.
+
+    Raises:
+        DefinitionError: there is no such object, or it is no middleware.
+    """
+    found: list[Middleware] = []
+    for name in names:
+        module, _, attribute = name.partition(":")
+        try:
+            each = getattr(importlib.import_module(module), attribute)
+            each = each() if isinstance(each, type) else each
+        except Exception as error:
+            raise DefinitionError(
+                f"middleware {name!r} can't be loaded: {type(error).__name__}: {error}",
+                hint="correct ROMANCY_MIDDLEWARE: my.module:Name, of what can be imported (see PYTHONPATH)",
+            ) from error
+        if not isinstance(each, Middleware):
+            raise DefinitionError(f"middleware {name!r} is {each!r:.100}", hint="derive it from romancy.Middleware")
+        found.append(each)
     return found
 
 

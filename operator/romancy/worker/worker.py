@@ -19,6 +19,7 @@ from romancy.model.command import Outcome
 from romancy.model.history import InboxRow
 from romancy.model.outbox import OutboxRow
 from romancy.model.run import NewRun, Reason
+from romancy.sdk.middleware import Middleware
 from romancy.sdk.workflow import Workflow
 from romancy.store import purge
 from romancy.store.interface import (
@@ -73,6 +74,7 @@ class Worker:
         keep_lease: how; by default in a thread of its own.
         make_relay: delivers what runs emit; without one this process leaves that to others.
         tells_lifecycle: runs emit events about themselves.
+        middleware: stands around runs and activities, the first of them outermost.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Worker:
         retention: RetentionSettings | None = None,
         make_relay: Callable[[Store], AbstractAsyncContextManager[Relay]] | None = None,
         tells_lifecycle: bool = False,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.workflows = {each.name: each for each in workflows}
         self.name = worker_name(settings)
@@ -98,6 +101,8 @@ class Worker:
         self.step_seconds_max = settings.step_seconds_max
         self.random = Random()
         self.retry = settings.retry
+        self.tells_lifecycle = tells_lifecycle
+        self.middleware = middleware
         self.is_draining = False
         self.is_out_of_time = False
         self.journal: Journal
@@ -106,11 +111,11 @@ class Worker:
             threads_max=settings.threads_max,
             payload_bytes_max=settings.payload_bytes_max,
             now=self.now,
+            middleware=middleware,
         )
         self._make_store, self._settings, self._clock = make_store, settings, clock
         self._is_leader_expected, self._bury_seconds = is_leader_expected, bury_seconds
         self._retention = retention or RetentionSettings()
-        self.tells_lifecycle = tells_lifecycle
         self._make_relay = make_relay
         self._relay: Relay | None = None
         self._has_told_of_no_sink = False

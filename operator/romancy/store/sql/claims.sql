@@ -47,7 +47,7 @@ with recursive me as materialized (
       from me, ready
      where due.id = ready.id
     returning due.id, due.claim, due.workflow, due.inbox_version, due.phase, due.lost_count, due.lost_noted,
-              due.is_resource and due.phase <> ready.phase as is_shown
+              due.is_resource and due.phase <> ready.phase as is_shown, ready.phase = 'Suspended' as was_suspended
 ), owed as (
     update mirror
        set version = mirror.version + 1, mirror_at = coalesce(mirror.mirror_at, now())
@@ -56,7 +56,7 @@ with recursive me as materialized (
     returning mirror.run_id
 )
 select exists (select from me) as is_alive, exists (select from owed) as is_owed, taken.id, taken.claim, taken.workflow,
-       taken.inbox_version, taken.phase, taken.lost_count, taken.lost_noted
+       taken.inbox_version, taken.phase, taken.lost_count, taken.lost_noted, taken.was_suspended
   from (values (1)) as always left join taken on true;
 
 -- name: claim_blocked

@@ -24,7 +24,9 @@ class Claims(Outbox):
         due.sort(key=lambda row: (-row.priority, place[row.queue], row.wake_at))
         taken = [(row, self._take(row, me)) for row in due[:limit]]
         owed = self.owe(new.id for old, new in taken if new.is_resource and new.phase != old.phase)
-        return _claimed(is_alive=True, is_owed=owed, rows=[new for _old, new in taken])
+        suspended = {old.id for old, _new in taken if old.phase == "Suspended"}
+        answer = _claimed(is_alive=True, is_owed=owed, rows=[new for _old, new in taken])
+        return [{**row, "was_suspended": row["id"] in suspended} for row in answer]
 
     def claim_blocked(self, *, worker_id: int, slot: int, limit: int) -> list[Row]:
         me = self.worker.get(worker_id) if self.is_fit(worker_id, slot) else None
