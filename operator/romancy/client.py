@@ -28,6 +28,7 @@ from romancy.model import search, trace
 from romancy.model.channel import ChannelMode, checked_metadata, message_of
 from romancy.model.codec import PAYLOAD_BYTES_MAX, Codec
 from romancy.model.command import End, Outcome
+from romancy.model.dead_letter import DeadLetter
 from romancy.model.event import CloudEvent
 from romancy.model.history import Message, MessageKind
 from romancy.model.run import KEPT_SECONDS_MAX, KEPT_SECONDS_MIN, NAME_MAX, Form, NewRun, Phase, Reason, Run, run_id_of
@@ -35,7 +36,7 @@ from romancy.sdk.channel import Channel
 from romancy.sdk.child import error_of
 from romancy.sdk.event import Event, codec_of, type_of
 from romancy.sdk.workflow import Options, Workflow
-from romancy.store.interface import DeadLetter, Purgeable, Receipt, RunFilter, Store
+from romancy.store.interface import Purgeable, Receipt, RunFilter, Store
 from romancy.store.postgres import PostgresStore
 from romancy.store.purge import purge
 from romancy.store.resources import stranded_message

@@ -5,8 +5,8 @@
 
 A span a leg of a run (from its claim until it is parked or has ended), linked with the leg before; a span an attempt of an
 activity, beneath its leg. A run is of the trace that it came from: of whoever started it, of its parent, of the event that
-started it; else of one of its own, whose id is the run's. With `TracerProvider(id_generator=SpanIds())` the ids of spans are made of what
-they are about: the run and claim, or the run, the number of the activity and its attempt.
+started it; else of one of its own, whose id is the run's. With `TracerProvider(id_generator=SpanIds())` the ids of spans are made
+of what they are about: the run and claim, or the run, the number of the activity and its attempt.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from uuid import uuid4
 
+import asyncpg
 import pytest
 import yaml
 
+from romancy.model.event import CloudEvent
 from romancy.model.run import Phase
 from romancy.model.shown import run_as_json
 from tests.cli.conftest import Cli
@@ -192,3 +195,36 @@ async def test_a_doctor_finds_nothing(cli: Cli) -> None:
     assert done.exit_code == 0, done.stdout
     assert "wrong" not in done.stdout
     assert "1 live" in done.stdout
+
+
+async def test_dead_letters_are_listed_sent_again_and_given_up(cli: Cli) -> None:
+    connection = await asyncpg.connect(
+        cli.app.store.settings.url.get_secret_value(), server_settings={"search_path": "romancy"}
+    )
+    for nth in range(3):
+        await connection.execute(
+            "insert into dead_letter (run_id, namespace, at, attempts, failure, payload) values ($1, $2, now(), 3, $3, $4)",
+            uuid4(),
+            "default" if nth else "other",
+            "503 Service Unavailable",
+            CloudEvent(id=str(nth), source="/s", type="shop.emitted").as_text(),
+        )
+    await connection.close()
+
+    page = await cli.told("dead-letters", "list", "--limit", "1")
+    [newest] = page["deadLetters"]
+    rest = await cli.told("dead-letters", "list", "--page", str(page["next"]))
+    everywhere = await cli.told("dead-letters", "list", "-A")
+    table = (await cli.said("dead-letters", "list")).splitlines()
+    assert [newest["event"]["id"], *[each["event"]["id"] for each in rest["deadLetters"]]] == ["2", "1"]
+    assert (rest["next"], len(everywhere["deadLetters"])) == (None, 3)
+    assert table[0].split() == ["ID", "NAMESPACE", "RUN", "TYPE", "DIED", "ATTEMPTS", "WHY"]
+    assert "503 Service Unavailable" in table[1]
+
+    other = str(everywhere["deadLetters"][-1]["id"])
+    gone = await cli("dead-letters", "delete", other)
+    assert gone.exit_code == 3
+    assert "error (DeadLetterNotFound)" in gone.stderr
+    assert await cli.said("dead-letters", "delete", other, "-A") == ""
+    assert await cli.said("dead-letters", "resend", str(newest["id"])) == ""
+    assert [each["event"]["id"] for each in (await cli.told("dead-letters", "list", "-A"))["deadLetters"]] == ["1"]

@@ -109,6 +109,19 @@ class Api:
         path = "/events" if to is None else f"{_path(to)}/events"
         return self._ask("POST", path, event, content_type="application/cloudevents+json")[1]
 
+    def dead_letters(self, namespace: str | None, *, limit: int, page: int | None) -> Json:
+        """A page of them."""
+        query = urllib.parse.urlencode({"limit": limit, **({} if page is None else {"page": page})})
+        return self._ask("GET", f"{_letters(namespace)}?{query}")[1]
+
+    def resend_dead_letter(self, namespace: str | None, number: int) -> None:
+        """Have one delivered again."""
+        self._ask("POST", f"{_letters(namespace)}/{number}/resend")
+
+    def delete_dead_letter(self, namespace: str | None, number: int) -> None:
+        """Give one up."""
+        self._ask("DELETE", f"{_letters(namespace)}/{number}")
+
     def workers(self) -> list[Json]:
         """Who executes runs."""
         found: list[Json] = self._ask("GET", "/api/v1/workers")[1]["workers"]
@@ -222,3 +235,7 @@ def _parameters(filters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "input", json.dumps(value)
         else:
             yield _CAMEL[name], value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _letters(namespace: str | None) -> str:
+    return "/api/v1/dead-letters" if namespace is None else f"/api/v1/namespaces/{_quoted(namespace)}/dead-letters"

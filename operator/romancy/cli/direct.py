@@ -15,9 +15,10 @@ from romancy.base import settings
 from romancy.base.settings import DatabaseSettings
 from romancy.cli.backend import WATCH_SECONDS, Json, Key, Query
 from romancy.client import Client
+from romancy.errors import DeadLetterNotFoundError
 from romancy.model.event import of_json
 from romancy.model.run import Run
-from romancy.model.shown import attempt_as_json, entry_as_json, run_as_json, worker_as_json
+from romancy.model.shown import attempt_as_json, dead_letters_as_json, entry_as_json, run_as_json, worker_as_json
 
 RUNNING: Final = Path(".romancy/dev.json")  # where `romancy dev` of this folder says what its database is
 LIST_SECONDS: Final = 2.0
@@ -145,6 +146,21 @@ class Direct:
             "started": receipt.started,
             "duplicate": not receipt.is_new,
         }
+
+    def dead_letters(self, namespace: str | None, *, limit: int, page: int | None) -> Json:
+        """A page of them."""
+        store = self._client.store
+        return dead_letters_as_json(self._wait(store.list_dead_letters(namespace, limit=limit + 1, before=page)), limit)
+
+    def resend_dead_letter(self, namespace: str | None, number: int) -> None:
+        """Have one delivered again."""
+        if not self._wait(self._client.store.resend_dead_letter(number, namespace=namespace)):
+            raise DeadLetterNotFoundError(number)
+
+    def delete_dead_letter(self, namespace: str | None, number: int) -> None:
+        """Give one up."""
+        if not self._wait(self._client.store.delete_dead_letter(number, namespace=namespace)):
+            raise DeadLetterNotFoundError(number)
 
     def workers(self) -> list[Json]:
         """Who executes runs."""

@@ -64,4 +64,53 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(kind(root.command, {}, "romancy", "_ROMANCY_COMPLETE").source())
 
 
-COMMANDS: Final = (workers, workflows, doctor, completion)
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Events that runs have emitted and no sink has taken."""
+
+
+@dead_letters.command("list")
+@options.namespace
+@options.all_namespaces
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 999), help="Of a page.")
+@click.option("--page", type=click.IntRange(1), metavar="TOKEN", help="The page after the one that gave this token.")
+@options.output
+@options.asking
+def list_dead_letters(
+    namespace: str, all_namespaces: bool, limit: int, page: int | None, form: str, reach: Reach
+) -> None:
+    """Dead letters, newest first. Prints a page, and the token of the next."""
+    with reach.backend() as backend:
+        found = backend.dead_letters(None if all_namespaces else namespace, limit=limit, page=page)
+    output.show(form, found["deadLetters"], output.LETTER_COLUMNS, whole=found, name=lambda letter: str(letter["id"]))
+    if found["next"] is not None and form not in {"json", "yaml"}:
+        click.echo(f"more: --page {found['next']}", err=True)
+
+
+@dead_letters.command("resend")
+@click.argument("ids", nargs=-1, required=True, type=click.IntRange(1), metavar="ID...")
+@options.namespace
+@options.all_namespaces
+@options.asking
+def resend_dead_letters(ids: tuple[int, ...], namespace: str, all_namespaces: bool, reach: Reach) -> None:
+    """Have ID delivered again, behind what its run has emitted since."""
+    with reach.backend() as backend:
+        for number in ids:
+            backend.resend_dead_letter(None if all_namespaces else namespace, number)
+            click.echo(f"dead letter {number}: it is sent again", err=True)
+
+
+@dead_letters.command("delete")
+@click.argument("ids", nargs=-1, required=True, type=click.IntRange(1), metavar="ID...")
+@options.namespace
+@options.all_namespaces
+@options.asking
+def delete_dead_letters(ids: tuple[int, ...], namespace: str, all_namespaces: bool, reach: Reach) -> None:
+    """Give ID up: it is deleted."""
+    with reach.backend() as backend:
+        for number in ids:
+            backend.delete_dead_letter(None if all_namespaces else namespace, number)
+            click.echo(f"dead letter {number}: deleted", err=True)
+
+
+COMMANDS: Final = (workers, workflows, dead_letters, doctor, completion)

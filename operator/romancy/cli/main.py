@@ -13,6 +13,7 @@ import click
 
 from romancy.cli import database, engine, options, runs
 from romancy.errors import (
+    DeadLetterNotFoundError,
     FilterError,
     ProblemError,
     RomancyError,
@@ -69,7 +70,7 @@ def exit_code(error: RomancyError) -> int:
             return _OF_STATUS.get(error.status, EXIT_ERROR)
         case SettingsError() | FilterError():
             return EXIT_USAGE
-        case RunNotFoundError():
+        case RunNotFoundError() | DeadLetterNotFoundError():
             return EXIT_NOT_FOUND
         case StoreUnavailableError():
             return EXIT_UNAVAILABLE

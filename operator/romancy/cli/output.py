@@ -72,6 +72,15 @@ WORKER_WIDE: Final[tuple[Column, ...]] = (
     ("EXPIRES", lambda worker: moment(worker["expiresAt"])),
     ("BUILD", lambda worker: worker["build"]),
 )
+LETTER_COLUMNS: Final[tuple[Column, ...]] = (
+    ("ID", lambda letter: letter["id"]),
+    ("NAMESPACE", lambda letter: letter["namespace"]),
+    ("RUN", lambda letter: letter["run"] or letter["runId"]),
+    ("TYPE", lambda letter: letter["event"]["type"]),
+    ("DIED", lambda letter: moment(letter["diedAt"])),
+    ("ATTEMPTS", lambda letter: letter["attempts"]),
+    ("WHY", lambda letter: in_a_line(letter["failure"])),
+)
 WORKFLOW_COLUMNS: Final[tuple[Column, ...]] = (
     ("NAME", lambda workflow: workflow["name"]),
     ("WORKERS", lambda workflow: workflow["workers"]),

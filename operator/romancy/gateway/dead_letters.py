@@ -1,14 +1,12 @@
 """Events that runs have emitted and no sink has taken, over HTTP: looked at, sent again, given up."""
 
-import json
-
 from aiohttp import web
 
 from romancy.base import log
 from romancy.errors import DeadLetterNotFoundError, RequestInvalidError
 from romancy.gateway.operations import Asked, answer
 from romancy.gateway.schemas import DeadLetterQuery
-from romancy.model.shown import time_of
+from romancy.model.shown import dead_letters_as_json
 
 LOG = log.get(__name__)
 _ID_MAX = 2**63 - 1
@@ -17,23 +15,8 @@ _ID_MAX = 2**63 - 1
 async def list_dead_letters(asked: Asked) -> web.Response:
     """A page of them, newest first."""
     query: DeadLetterQuery = asked.query
-    # One more than is shown tells whether there is a next page.
     found = await asked.services.store.list_dead_letters(asked.namespace, limit=query.limit + 1, before=query.page)
-    shown = [
-        {
-            "id": letter.id,
-            "runId": str(letter.run_id),
-            "namespace": letter.namespace,
-            "run": letter.run_name or None,
-            "at": time_of(letter.at),
-            "diedAt": time_of(letter.died_at),
-            "attempts": letter.attempts,
-            "failure": letter.failure,
-            "event": json.loads(letter.event.as_text()),
-        }
-        for letter in found[: query.limit]
-    ]
-    return answer({"deadLetters": shown, "next": shown[-1]["id"] if len(found) > query.limit else None})
+    return answer(dead_letters_as_json(found, query.limit))
 
 
 async def resend_dead_letter(asked: Asked) -> web.Response:

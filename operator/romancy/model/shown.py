@@ -4,11 +4,12 @@ Names are camelCase as in the resources, times RFC 3339 in UTC, values what thei
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from romancy.model import failure
+from romancy.model.dead_letter import DeadLetter
 from romancy.model.history import Attempt, Entry, Kind
 from romancy.model.message import message_of, why_of
 from romancy.model.run import Run
@@ -107,6 +108,27 @@ def worker_as_json(worker: WorkerRow) -> Json:
         "isDraining": worker.is_draining,
         "runs": worker.runs,
     }
+
+
+def dead_letter_as_json(letter: DeadLetter) -> Json:
+    """An event that no sink took. `run` is the name of its run, None if that has been purged."""
+    return {
+        "id": letter.id,
+        "runId": str(letter.run_id),
+        "namespace": letter.namespace,
+        "run": letter.run_name or None,
+        "at": time_of(letter.at),
+        "diedAt": time_of(letter.died_at),
+        "attempts": letter.attempts,
+        "failure": letter.failure,
+        "event": json.loads(letter.event.as_text()),
+    }
+
+
+def dead_letters_as_json(found: Sequence[DeadLetter], limit: int) -> Json:
+    """A page of them, of one more than it may show: that one tells whether there is a next page."""
+    shown = [dead_letter_as_json(letter) for letter in found[:limit]]
+    return {"deadLetters": shown, "next": shown[-1]["id"] if len(found) > limit else None}
 
 
 def time_of(moment: datetime | None) -> str | None:

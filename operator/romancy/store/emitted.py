@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from romancy.model.dead_letter import DeadLetter
 from romancy.model.event import read
 from romancy.model.outbox import EVENT_KINDS
-from romancy.store.interface import DeadLetter, EmittedEvent, Emitter, Settled
+from romancy.store.interface import EmittedEvent, Emitter, Settled
 from romancy.store.pool import Connected
 from romancy.store.queries import SQL
 

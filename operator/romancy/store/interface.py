@@ -12,6 +12,7 @@ from uuid import UUID
 
 from romancy.errors import RomancyError
 from romancy.model.channel import ChannelMode
+from romancy.model.dead_letter import DeadLetter
 from romancy.model.event import CloudEvent, Where
 from romancy.model.history import Attempt, Entry, InboxRow, Message
 from romancy.model.outbox import OutboxRow, Outgoing
@@ -313,21 +314,6 @@ class Settled:
     attempts: int = 0
     delay_seconds: float | None = None
     has_more: bool = False
-
-
-@record
-class DeadLetter:
-    """An event that no sink took. `run_name` is empty if the run has been purged."""
-
-    id: int
-    run_id: UUID
-    namespace: str
-    run_name: str
-    at: datetime
-    died_at: datetime
-    attempts: int
-    failure: str
-    event: CloudEvent
 
 
 @record
