@@ -123,10 +123,11 @@ async def test_a_run_is_of_the_trace_of_whoever_started_it(database: DatabaseSet
             await (await app.start(traced_child, "o1")).result(timeout=10)
             await app.send_event(Ordered(order="o3"), id="e3")
 
-            async def is_started() -> bool:
-                return bool(list(await app.list(workflow="traced", labels={"event-id": "e3"})))
+            async def is_waiting() -> bool:
+                runs = list(await app.list(workflow="traced", labels={"event-id": "e3"}))
+                return [run.phase for run in runs] == [Phase.WAITING]
 
-            await until(is_started, "the event has started a run")
+            await until(is_waiting, "the event has started a run, and it waits")
         alone = await app.start(traced_child, "o2")
         await alone.result(timeout=10)
 

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from romancy import Middleware
 from romancy.base.settings import DatabaseSettings
 from tests import postgres
 from tests.chaos.fleet import ROOT, Fleet
@@ -28,6 +32,7 @@ PAGES = ROOT / "docs/operate"
 RUN_HERE = ("monitor", "troubleshoot", "size", "secure", "gitops", "upgrade")
 RUN_BY = {
     ("shell", RUN_HERE): "tests/docs/test_operate.py",
+    ("python", ("monitor",)): "tests/docs/test_operate.py",
     ("shell", ("backup",)): "tests/e2e/test_restore.py",
     ("shell needs=cluster", ("install", "troubleshoot", "backup")): "tests/pods/test_pages.py",
     ("shell needs=cluster", ("upgrade",)): "tests/pods/test_upgrade.py",
@@ -111,6 +116,19 @@ async def test_the_commands_of_a_page_run(page: str, engine: Fleet, cluster: Con
         )
 
     assert lines
+
+
+def test_tracing_is_set_up_as_the_page_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an exporter that keeps its spans: the one of the page needs a collector."""
+    exporters = ModuleType("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    monkeypatch.setattr(exporters, "OTLPSpanExporter", InMemorySpanExporter, raising=False)
+    monkeypatch.setitem(sys.modules, exporters.__name__, exporters)
+    made: dict[str, Any] = {}
+
+    exec("\n".join(commands("monitor", fence="python")), made)
+
+    made["provider"].shutdown()
+    assert isinstance(made["tracing"], Middleware)
 
 
 def test_every_reason_is_in_the_table() -> None:

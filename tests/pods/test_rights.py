@@ -17,10 +17,14 @@ ALLOWED = {
     "leases.coordination.k8s.io [romancy]": {"get", "update", "watch"},
     "pods": {"list", "watch"},
     "events.events.k8s.io": {"create", "patch"},
+    "tokenreviews.authentication.k8s.io": {"create"},
+    "subjectaccessreviews.authorization.k8s.io": {"create"},
 }
 SELDOM = {
     ("get", "workflowruns"),  # after a status that was refused: tests/control/test_faults.py
     ("patch", "events"),  # for the same news again: tests/control/test_news.py
+    ("create", "tokenreviews"),  # when somebody calls the HTTP API: tests/e2e/test_access.py
+    ("create", "subjectaccessreviews"),  # so too
 }
 REFUSED = (
     "get secrets",
