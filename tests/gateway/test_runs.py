@@ -51,6 +51,24 @@ async def test_the_same_name_is_the_same_run_and_another_input_a_conflict(api: A
     assert other.body["reason"] == "RunExists"
 
 
+async def test_a_run_is_of_the_trace_of_the_request(api: Api) -> None:
+    async def traced(text: str, **given: Any) -> Answer:
+        body = {"workflow": "api_send", "input": {"to": "Ada"}, **given}
+        return await api.ask("POST", HERE, json=body, headers={"traceparent": text})
+
+    parent, other = (f"00-{letter * 32}-{letter * 16}-01" for letter in "ab")
+    made = await traced(parent, name="p1")
+    again = await traced(other, name="p1")
+    asked_for = await traced(parent, labels={"traceparent": other})
+    wrong = await traced("00-nothing")
+
+    assert (made.status, again.status, again.body["id"]) == (201, 200, made.body["id"])
+    assert made.body["labels"]["traceparent"] == again.body["labels"]["traceparent"] == parent
+    assert asked_for.body["labels"]["traceparent"] == other
+    assert wrong.status == 201
+    assert "traceparent" not in wrong.body["labels"]
+
+
 async def test_options_of_a_start(api: Api) -> None:
     run_id = str(uuid4())
     made = await start(

@@ -11,6 +11,7 @@ from romancy.errors import FilterError
 from romancy.gateway import watching
 from romancy.gateway.operations import Asked, answer
 from romancy.gateway.schemas import Change, NewRun, ResultQuery, RunQuery
+from romancy.model import trace
 from romancy.model.run import Form
 from romancy.model.shown import attempt_as_json, entry_as_json, run_as_json
 
@@ -65,7 +66,7 @@ async def start_run(asked: Asked) -> web.Response:
         body.input,
         id=body.name,
         namespace=asked.namespace,
-        labels={**body.labels, STARTED_BY: asked.caller.name},
+        labels={**_trace_of(asked.request), **body.labels, STARTED_BY: asked.caller.name},
         priority=body.priority,
         delay=timedelta(seconds=body.delay_seconds) if body.delay_seconds else None,
         timeout=timedelta(seconds=body.timeout_seconds) if body.timeout_seconds else None,
@@ -166,3 +167,9 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FilterError("`input` is no JSON object", hint='as in {"order":{"id":7}}')
     return found
+
+
+def _trace_of(request: web.Request) -> dict[str, str]:
+    """The label of the trace that the request is of (W3C Trace Context), where it is of one."""
+    parent = trace.read(request.headers.get(trace.LABEL))
+    return {trace.LABEL: str(parent)} if parent else {}
