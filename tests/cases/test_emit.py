@@ -1,6 +1,6 @@
 """Cases 53 to 55, outwards: what runs emit reaches the sink, at least once and in order, whatever dies."""
 
-import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -197,21 +197,40 @@ async def test_an_app_takes_the_sink_of_a_binding(database: DatabaseSettings, mo
             await until(lambda: has(stub, 2), "two events have come")
 
 
-async def test_an_idle_relay_asks_nothing(database: DatabaseSettings) -> None:
+async def test_an_idle_relay_asks_nothing(database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow poll knows when an event is due: there is no statement of its own while there is none."""
     async with (
         StubSink() as stub,
         App(database, [ships], worker=QUICK, outbox=OutboxSettings(sink_url=stub.url)) as app,
     ):
+        await (await app.start(ships, [])).result(timeout=10)
+        await until(lambda: has(stub, 2), "two events have come")
         relay: Any = app.worker._relay
-        asked = 0
-        claim = relay._claim
 
-        async def counted() -> None:
-            nonlocal asked
-            asked += 1
-            await claim()
+        async def is_idle() -> bool:
+            return not (relay._is_wanted or relay._results or relay._fresh)
 
-        relay._claim = counted
-        await asyncio.sleep(2.5)  # two polls
-        assert asked == 0
+        await until(is_idle, "what was due is settled")
+        calls: Counter[str] = Counter()
+
+        def count(owner: Any, name: str) -> None:
+            call = getattr(owner, name)
+
+            async def counted(*arguments: Any) -> Any:
+                found = await call(*arguments)
+                calls[name] += 1
+                return found
+
+            monkeypatch.setattr(owner, name, counted)
+
+        async def are_two_polls() -> bool:
+            return calls["_poll"] >= 2
+
+        count(relay, "_claim")
+        count(app.worker, "_poll")
+        await until(are_two_polls, "two slow polls")
+        assert calls["_claim"] == 0
+
+        await (await app.start(ships, [])).result(timeout=10)
+        await until(lambda: has(stub, 4), "two more events have come")
+        assert calls["_claim"] >= 1

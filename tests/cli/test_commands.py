@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from uuid import uuid4
 
 import asyncpg
@@ -149,14 +151,23 @@ async def test_suspend_resume_cancel(cli: Cli) -> None:
 
 
 async def test_a_run_that_is_watched_is_printed_when_it_changes(cli: Cli) -> None:
+    """Each line at once, also into a pipe."""
     await cli.said(*WAIT)
     await phase(cli, "w1", Phase.WAITING)
-    watching = asyncio.create_task(cli("get", "w1", "-w", "-o", "json"))
-    await asyncio.sleep(0.7)  # so that the change comes while it is watched; it would be seen before as well
-    await cli.app.send_event("cli.paid", {"order": "7"})
+    watching = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "romancy", "get", "w1", "-w", "-o", "json"),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **cli.environment},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert watching.stdout is not None
+    async with asyncio.timeout(20):
+        first = await watching.stdout.readline()
+        await cli.app.send_event("cli.paid", {"order": "7"})
+        rest, _ = await watching.communicate()
 
-    phases = [json.loads(line)["phase"] for line in (await watching).stdout.splitlines()]
+    phases = [json.loads(line)["phase"] for line in (first, *rest.splitlines())]
     assert (phases[0], phases[-1]) == ("Waiting", "Succeeded")
+    assert watching.returncode == 0
 
 
 async def test_who_is_there(cli: Cli) -> None:
