@@ -1,4 +1,4 @@
-"""OpenTelemetry: spans of runs and activities. Needs `romancy[otel]`, and an SDK that exports them.
+"""OpenTelemetry: spans of runs and activities. Needs `romancy[otel]`, and an exporter.
 
     App(..., middleware=[Tracing()])                  # in one's own program
     ROMANCY_MIDDLEWARE=romancy.otel:Tracing           # in the operator
@@ -12,10 +12,10 @@ of what they are about: the run and claim, or the run, the number of the activit
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from random import SystemRandom
 from typing import Final
 
 from opentelemetry import trace as otel
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from romancy.model import trace
@@ -24,25 +24,15 @@ from romancy.sdk.activity import ActivityInfo
 from romancy.sdk.middleware import Leg, Middleware
 
 _NEXT: Final[ContextVar[int | None]] = ContextVar("romancy_span_id", default=None)
-_RANDOM: Final = SystemRandom()
 
 
-class SpanIds:
+class SpanIds(RandomIdGenerator):
     """An id generator for `TracerProvider`: of the engine's spans the ids that they are to have, of all others random ones."""
 
     def generate_span_id(self) -> int:
         """64 bits, not 0."""
-        if (wanted := _NEXT.get()) is not None:
-            return wanted
-        return _RANDOM.getrandbits(64) or 1
-
-    def generate_trace_id(self) -> int:
-        """128 bits, not 0."""
-        return _RANDOM.getrandbits(128) or 1
-
-    def is_trace_id_random(self) -> bool:
-        """They are."""
-        return True
+        wanted = _NEXT.get()
+        return super().generate_span_id() if wanted is None else wanted
 
 
 class Tracing(Middleware):

@@ -52,7 +52,7 @@ class Spans:
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(id_generator=SpanIds(), shutdown_on_exit=False)  # type: ignore[arg-type]
+        self.provider = TracerProvider(id_generator=SpanIds(), shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracing = Tracing(self.provider)
 
